@@ -1,0 +1,248 @@
+"""Rules over several keys: one small function a rule, each yields what is wrong and the way out."""
+
+from collections.abc import Callable, Iterator
+
+from llmscale.config.problems import Problem
+from llmscale.config.schema import Config
+
+Rule = Callable[[Config], Iterator[Problem]]
+
+
+def check_config(config: Config) -> list[Problem]:
+    """Every problem that the config alone can tell."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def heads_divide_hidden(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.head_size is None and model.hidden_size % model.heads:
+        yield Problem(
+            "model.heads",
+            model.heads,
+            f"does not divide model.hidden_size = {model.hidden_size}; choose a divisor or set model.head_size",
+        )
+
+
+def head_size_is_even(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.family != "gpt2" and model.hidden_size % model.heads == 0 and model.head_size_or_default % 2:
+        yield Problem("model.head_size", model.head_size_or_default, "must be even: rotary embedding turns pairs")
+
+
+def kv_heads_divide_heads(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.heads % model.kv_heads_or_default:
+        yield Problem(
+            "model.kv_heads",
+            model.kv_heads,
+            f"does not divide model.heads = {model.heads}; each key-value head serves the same number of heads",
+        )
+    if model.family == "gpt2" and model.kv_heads_or_default != model.heads:
+        yield Problem("model.kv_heads", model.kv_heads, "gpt2 has no grouped-query attention; leave it out")
+
+
+def gpt2_head_size(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.family == "gpt2" and model.head_size and model.head_size * model.heads != model.hidden_size:
+        yield Problem(
+            "model.head_size", model.head_size, f"gpt2 needs hidden_size / heads = {model.hidden_size / model.heads:g}"
+        )
+
+
+def options_of_family(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.sliding_window and model.family not in ("mistral",):
+        yield Problem(
+            "model.sliding_window", model.sliding_window, f"{model.family} has none; use model.family=mistral"
+        )
+    if model.rope_scaling and model.family != "llama":
+        yield Problem("model.rope_scaling", "{…}", f"{model.family} does not have it; use model.family=llama")
+
+
+def sequence_fits_positions(config: Config) -> Iterator[Problem]:
+    limit = config.model.max_positions
+    if limit and config.train.sequence_length > limit:
+        yield Problem(
+            "train.sequence_length", config.train.sequence_length, f"is longer than model.max_positions = {limit}"
+        )
+
+
+def tensor_divides_model(config: Config) -> Iterator[Problem]:
+    model, tensor = config.model, config.parallel.tensor
+    for key, size in (
+        ("model.heads", model.heads),
+        ("model.kv_heads", model.kv_heads_or_default),
+        ("model.ffn_size", model.ffn_size_or_default),
+    ):
+        if size % tensor:
+            yield Problem("parallel.tensor", tensor, f"does not divide {key} = {size}")
+
+
+def sequence_parallel_layout(config: Config) -> Iterator[Problem]:
+    parallel, length = config.parallel, config.train.sequence_length
+    if not parallel.sequence:
+        return
+    if parallel.tensor == 1:
+        yield Problem("parallel.sequence", True, "needs parallel.tensor above 1: it splits over the tensor ranks")
+    elif length % parallel.tensor:
+        yield Problem("parallel.sequence", True, f"train.sequence_length = {length} must divide by parallel.tensor")
+
+
+def pipeline_divides_layers(config: Config) -> Iterator[Problem]:
+    layers, parallel = config.model.layers, config.parallel
+    chunks = parallel.pipeline * parallel.interleave
+    if layers < chunks:
+        yield Problem("parallel.pipeline", parallel.pipeline, f"model.layers = {layers} is fewer than {chunks} chunks")
+    elif layers % chunks:
+        yield Problem(
+            "parallel.pipeline",
+            parallel.pipeline,
+            f"model.layers = {layers} must divide by pipeline × interleave = {chunks}",
+        )
+
+
+def interleave_needs_pipeline(config: Config) -> Iterator[Problem]:
+    parallel, train = config.parallel, config.train
+    if parallel.interleave == 1:
+        return
+    if parallel.pipeline == 1:
+        yield Problem("parallel.interleave", parallel.interleave, "needs parallel.pipeline above 1")
+        return
+    replicas = config.data_parallel * train.micro_batch_size
+    if replicas and (train.global_batch_size // replicas) % parallel.pipeline:
+        yield Problem(
+            "parallel.interleave",
+            parallel.interleave,
+            f"microbatches a step = {train.global_batch_size // replicas} must divide by parallel.pipeline = "
+            f"{parallel.pipeline}",
+        )
+
+
+def pipeline_needs_zero_one(config: Config) -> Iterator[Problem]:
+    if config.parallel.pipeline > 1 and config.zero.stage > 1:
+        yield Problem(
+            "zero.stage",
+            config.zero.stage,
+            f"does not work with parallel.pipeline = {config.parallel.pipeline}: gradients that are partitioned in "
+            "each backward cannot wait for the schedule's end; use zero.stage=1 or parallel.pipeline=1",
+        )
+
+
+def parameters_offload_needs_zero_three(config: Config) -> Iterator[Problem]:
+    if config.zero.offload.parameters != "none" and config.zero.stage < 3:
+        yield Problem("zero.offload.parameters", config.zero.offload.parameters, "needs zero.stage=3")
+    kinds = (config.zero.offload.optimizer, config.zero.offload.parameters)
+    if "nvme" in kinds and config.zero.offload.nvme_path is None:
+        yield Problem("zero.offload.nvme_path", None, "names the folder for nvme offloading; set it")
+
+
+def float64_layout(config: Config) -> Iterator[Problem]:
+    if config.train.precision == "fp64" and config.zero.stage == 3:
+        yield Problem("train.precision", "fp64", "DeepSpeed's ZeRO-3 has no float64; use zero.stage=1")
+
+
+def muon_layout(config: Config) -> Iterator[Problem]:
+    if config.optimizer.name == "muon" and config.parallel.tensor > 1:
+        yield Problem(
+            "optimizer.name",
+            "muon",
+            "orthogonalises whole matrices; with parallel.tensor above 1 each rank has only a part. Use adamw",
+        )
+
+
+def later_axes(config: Config) -> Iterator[Problem]:
+    for key, size in (("context", config.parallel.context), ("expert", config.parallel.expert)):
+        if size > 1:
+            yield Problem(f"parallel.{key}", size, f"{key} parallelism is not built yet; set it to 1")
+
+
+def world_is_product(config: Config) -> Iterator[Problem]:
+    if config.data_parallel == 0:
+        parallel = config.parallel
+        product = parallel.tensor * parallel.pipeline * parallel.context
+        yield Problem(
+            "cluster.processes_per_node",
+            config.cluster.processes_per_node,
+            f"nodes × processes_per_node = {config.world_size} ranks must be a multiple of "
+            f"tensor × pipeline × context = {product}",
+        )
+
+
+def batch_divides(config: Config) -> Iterator[Problem]:
+    train, replicas = config.train, config.data_parallel
+    unit = train.micro_batch_size * replicas
+    if not replicas:
+        return
+    if train.global_batch_size % unit:
+        yield Problem(
+            "train.global_batch_size",
+            train.global_batch_size,
+            f"must be a multiple of micro_batch_size × data-parallel ranks = {train.micro_batch_size} × {replicas}",
+        )
+    warmup = train.batch_warmup
+    if warmup is None:
+        return
+    for key, size in (("start", warmup.start), ("increment", warmup.increment)):
+        if size % unit:
+            yield Problem(f"train.batch_warmup.{key}", size, f"must be a multiple of {unit}, as the batch size is")
+    if (train.global_batch_size - warmup.start) % warmup.increment or warmup.start > train.global_batch_size:
+        yield Problem(
+            "train.batch_warmup.increment",
+            warmup.increment,
+            f"must lead from start = {warmup.start} to global_batch_size = {train.global_batch_size} in whole steps",
+        )
+
+
+def schedule_fits(config: Config) -> Iterator[Problem]:
+    optimizer, steps = config.optimizer, config.train.steps
+    if optimizer.schedule == "wsd" and optimizer.warmup_steps + (optimizer.decay_steps or 0) > steps:
+        yield Problem(
+            "optimizer.decay_steps",
+            optimizer.decay_steps,
+            f"with warmup_steps = {optimizer.warmup_steps} is more than train.steps = {steps}",
+        )
+    if optimizer.min_lr is not None and optimizer.min_lr > optimizer.lr:
+        yield Problem("optimizer.min_lr", optimizer.min_lr, f"is above optimizer.lr = {optimizer.lr}")
+
+
+def split_sums(config: Config) -> Iterator[Problem]:
+    if sum(config.data.split) <= 0 or (config.data.split[0] == 0):
+        yield Problem("data.split", list(config.data.split), "leaves nothing to train on; the first share must be > 0")
+
+
+def training_data_named(config: Config) -> Iterator[Problem]:
+    if not config.data.train:
+        yield Problem("data.train", [], "names no corpus; make one with `llmscale data tokenize` and put its path here")
+    if config.tokenizer.path is None and config.model.vocabulary_size is None:
+        yield Problem("tokenizer.path", None, "names no tokenizer; set it, or model.vocabulary_size")
+
+
+def stop_within_schedule(config: Config) -> Iterator[Problem]:
+    stop = config.train.stop_at
+    if stop and stop > config.train.steps:
+        yield Problem("train.stop_at", stop, f"is beyond train.steps = {config.train.steps}")
+
+
+RULES: tuple[Rule, ...] = (
+    heads_divide_hidden,
+    head_size_is_even,
+    kv_heads_divide_heads,
+    gpt2_head_size,
+    options_of_family,
+    sequence_fits_positions,
+    tensor_divides_model,
+    sequence_parallel_layout,
+    pipeline_divides_layers,
+    interleave_needs_pipeline,
+    pipeline_needs_zero_one,
+    parameters_offload_needs_zero_three,
+    float64_layout,
+    muon_layout,
+    later_axes,
+    world_is_product,
+    batch_divides,
+    schedule_fits,
+    split_sums,
+    training_data_named,
+    stop_within_schedule,
+)

@@ -1,0 +1,312 @@
+"""The configuration: one pydantic model a section, unknown keys refused.
+
+What one section alone can tell is checked here; what takes two sections is a rule in
+`llmscale.config.checks`; what takes files is checked where those files are understood
+(`llmscale.data.checks`). Nothing in this package imports torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the config file. `shorthand` names the key that a bare scalar sets (`cluster: slurm`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def shorthand(cls) -> str | None:
+        return None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthand(cls, value: Any) -> Any:
+        key = cls.shorthand()
+        return {key: value} if key and isinstance(value, (str, int, float)) else value
+
+
+class RunSection(Section):
+    """Where a run keeps what it makes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+    """Name of the run and of its folder. Left out: the config file's name."""
+    root: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
+class RopeScaling(Section):
+    """Llama 3's scaling of rotary frequencies for longer contexts (arXiv:2407.21783, as in transformers)."""
+
+    factor: PositiveFloat = 8.0
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    original_max_positions: PositiveInt = 8192
+
+
+class ModelSection(Section):
+    """What the model is: a preset of `configs/model/`, fields, or a preset with some fields changed."""
+
+    @classmethod
+    def shorthand(cls) -> str:
+        return "preset"
+
+    preset: str | None = None
+    """Name of a file in `configs/model/` whose fields stand wherever this section says nothing."""
+    family: Literal["llama", "mistral", "qwen3", "gpt2"] = "llama"
+    """Architecture, and with it the Hugging Face names of the weights."""
+    hidden_size: PositiveInt = 256
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = None
+    """Key and value heads (grouped-query attention). Left out: as many as `heads`."""
+    head_size: PositiveInt | None = None
+    """Width of one head. Left out: `hidden_size / heads`."""
+    ffn_size: PositiveInt | None = None
+    """Width inside the feed-forward layer. Left out: 4 × hidden for gpt2, 8/3 × hidden rounded up to 64 else."""
+    vocabulary_size: PositiveInt | None = None
+    """Rows of the embedding. Left out: the tokenizer's size."""
+    tie_embeddings: bool | None = None
+    """One matrix for embedding and output. Left out: true for gpt2, false else."""
+    max_positions: PositiveInt | None = None
+    """Longest sequence. Left out: `train.sequence_length`."""
+    rope_base: PositiveFloat = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: PositiveFloat = 1e-5
+    sliding_window: PositiveInt | None = None
+    """Tokens that a token sees, itself included (mistral). Left out: all before it."""
+    dropout: Probability = 0.0
+    """Dropout on attention output, feed-forward output and embeddings."""
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 × layers)."""
+
+    @property
+    def kv_heads_or_default(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_size_or_default(self) -> int:
+        return self.head_size or self.hidden_size // self.heads
+
+    @property
+    def ffn_size_or_default(self) -> int:
+        if self.ffn_size:
+            return self.ffn_size
+        if self.family == "gpt2":
+            return 4 * self.hidden_size
+        return -(-8 * self.hidden_size // 3 // 64) * 64
+
+    @property
+    def tie_embeddings_or_default(self) -> bool:
+        return self.family == "gpt2" if self.tie_embeddings is None else self.tie_embeddings
+
+
+class TokenizerSection(Section):
+    @classmethod
+    def shorthand(cls) -> str:
+        return "path"
+
+    path: Path | None = None
+    """Folder with a Hugging Face tokenizer (`tokenizer.json`), as `llmscale data tokenizer` writes it."""
+
+
+class CorpusEntry(Section):
+    """A tokenised corpus and its share in the blend."""
+
+    @classmethod
+    def shorthand(cls) -> str:
+        return "path"
+
+    path: Path
+    """Corpus made by `llmscale data tokenize`: the path without `.bin` / `.idx`."""
+    weight: PositiveFloat = 1.0
+    """Share in the blend, relative to the other entries."""
+
+
+class DataSection(Section):
+    train: list[CorpusEntry] = []
+    """Corpora to train on, blended by weight."""
+    validation: list[CorpusEntry] = []
+    """Corpora to validate on. Left out: the second part of `split` of the training corpora."""
+    split: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.98, 0.02, 0.0)
+    """Shares of documents for training, validation and test, where `validation` names no corpora."""
+    prefetch: NonNegativeInt = 2
+    """Steps whose batches are read ahead of training."""
+
+
+class BatchWarmup(Section):
+    """Global batch size grows in equal steps from `start` to `train.global_batch_size`."""
+
+    start: PositiveInt
+    """Global batch size of the first step."""
+    increment: PositiveInt
+    """How much each stage adds."""
+    samples: PositiveInt
+    """Samples over which the growth is spread."""
+
+
+class TrainSection(Section):
+    steps: PositiveInt = 100
+    """Optimizer steps of the whole schedule."""
+    stop_at: PositiveInt | None = None
+    """End after this step; the schedule stays that of `steps`."""
+    global_batch_size: PositiveInt = 8
+    """Sequences in one optimizer step, over all ranks."""
+    micro_batch_size: PositiveInt = 1
+    """Sequences that one rank works on at once."""
+    sequence_length: PositiveInt = 256
+    precision: Literal["fp32", "bf16", "fp64"] = "bf16"
+    """bf16 keeps fp32 master weights and accumulates gradients in fp32; fp64 is for proofs."""
+    seed: int = 1234
+    init_from: Path | None = None
+    """Run or checkpoint whose weights training starts from (continual pretraining)."""
+    validate_every: PositiveInt | None = None
+    """Steps between validations. Left out: none."""
+    validation_batches: PositiveInt = 8
+    """Global batches in one validation."""
+    batch_warmup: BatchWarmup | None = None
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, the core attention, or every layer."""
+
+
+class OptimizerSection(Section):
+    @classmethod
+    def shorthand(cls) -> str:
+        return "name"
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: PositiveFloat = 3e-4
+    """Peak learning rate."""
+    min_lr: NonNegativeFloat | None = None
+    """Learning rate at the end of the schedule. Left out: a tenth of `lr`."""
+    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay; norms and biases have none."""
+    momentum: Probability = 0.95
+    """Muon's momentum."""
+    muon_lr: PositiveFloat = 0.02
+    """Muon's learning rate for matrices; embeddings, output and norms use AdamW at `lr`."""
+    clip: NonNegativeFloat = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    decay_steps: PositiveInt | None = None
+    """Steps of wsd's final decay. Left out: a tenth of `train.steps`."""
+
+    @property
+    def min_lr_or_default(self) -> float:
+        return self.lr / 10 if self.min_lr is None else self.min_lr
+
+
+class ParallelSection(Section):
+    tensor: PositiveInt = 1
+    """Ranks that share each matrix."""
+    pipeline: PositiveInt = 1
+    """Stages that the layers are cut into."""
+    context: PositiveInt = 1
+    """Ranks that share each sequence. Above 1 comes with a later version."""
+    expert: PositiveInt = 1
+    """Ranks that share the experts. Above 1 comes with a later version."""
+    sequence: bool = False
+    """Split the activations between matrices along the sequence too, over the tensor ranks."""
+    interleave: PositiveInt = 1
+    """Model chunks a pipeline stage (interleaved 1F1B); 1 is plain 1F1B."""
+
+
+class OffloadSection(Section):
+    """DeepSpeed's offloading, passed on as it is."""
+
+    optimizer: Literal["none", "cpu", "nvme"] = "none"
+    parameters: Literal["none", "cpu", "nvme"] = "none"
+    nvme_path: Path | None = None
+    pin_memory: bool = True
+
+
+class ZeroSection(Section):
+    @classmethod
+    def shorthand(cls) -> str:
+        return "stage"
+
+    stage: Literal[1, 2, 3] = 1
+    """What is partitioned over data-parallel ranks: 1 optimizer, 2 and gradients, 3 and parameters."""
+    offload: OffloadSection = OffloadSection()
+
+
+class CheckpointSection(Section):
+    every: PositiveInt | None = None
+    """Steps between checkpoints. Left out: only at the end."""
+    resume: Literal["auto", "required", "never"] = "auto"
+    """auto: go on from the newest checkpoint if the run folder has one."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints whose step is a multiple of this are kept for good."""
+    asynchronous: bool = True
+    """Write behind training, which waits for one copy in memory only."""
+    on_error: Literal["continue", "stop"] = "continue"
+    """What a failed save does to training (the last save of a run always stops it)."""
+
+
+class ClusterSection(Section):
+    @classmethod
+    def shorthand(cls) -> str:
+        return "kind"
+
+    kind: Literal["local", "slurm", "ray"] = "local"
+    nodes: PositiveInt = 1
+    processes_per_node: PositiveInt = 1
+    max_restarts: NonNegativeInt = 3
+    """Restarts without a new checkpoint in between before the run is given up with exit code 3."""
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Collectives. auto: nccl where there is a CUDA device, gloo else."""
+    threads: PositiveInt | None = None
+    """CPU threads a rank. Left out: the machine's cores divided by the ranks on it."""
+
+
+class LoggingSection(Section):
+    every: PositiveInt = 1
+    """Steps between lines in `metrics.jsonl`."""
+    progress: Literal["auto", "bar", "lines", "off"] = "auto"
+    """auto: a live bar on a terminal, lines else."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with a WANDB_API_KEY, offline else, off where wandb is not installed."""
+    wandb_project: str = "llmscale"
+
+
+class Config(Section):
+    """A whole config file."""
+
+    run: RunSection = RunSection()
+    task: Literal["pretrain"] = "pretrain"
+    model: ModelSection = ModelSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    parallel: ParallelSection = ParallelSection()
+    zero: ZeroSection = ZeroSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    cluster: ClusterSection = ClusterSection()
+    logging: LoggingSection = LoggingSection()
+
+    @property
+    def world_size(self) -> int:
+        return self.cluster.nodes * self.cluster.processes_per_node
+
+    @property
+    def data_parallel(self) -> int:
+        """Model replicas: the world divided by tensor × pipeline × context (0 where it does not divide)."""
+        model_ranks = self.parallel.tensor * self.parallel.pipeline * self.parallel.context
+        return self.world_size // model_ranks if self.world_size % model_ranks == 0 else 0
+
+    @property
+    def run_folder(self) -> Path:
+        return self.run.root / (self.run.name or "run")
