@@ -1,0 +1,40 @@
+"""Where every rank begins: the run folder says what to do."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llmscale.config.load import read_resolved
+from llmscale.config.problems import InputError
+from llmscale.config.schema import Config
+from llmscale.parallel.environment import RankEnvironment
+
+Task = Callable[[Config, RankEnvironment], int]
+
+TASKS = {"pretrain": "llmscale.run.pretrain:run"}
+"""Task name -> function that runs it on one rank and returns the exit code."""
+
+EXIT_BAD_INPUT = 2
+
+
+def main(run_folder: Path) -> int:
+    """Run the task of `run_folder/config.yaml` on this rank; returns 0 (done), 75 (saved) or 2 (bad input)."""
+    config = read_resolved(run_folder / "config.yaml")
+    try:
+        return load_task(config.task)(config, RankEnvironment.from_variables())
+    except InputError as error:
+        # A restart would find the same: a verdict, not a crash.
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def task_module(task: str) -> str:
+    """Module that the rank server imports ahead of time."""
+    return TASKS[task].partition(":")[0]
+
+
+def load_task(task: str) -> Task:
+    module, _, function = TASKS[task].partition(":")
+    return getattr(importlib.import_module(module), function)

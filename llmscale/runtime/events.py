@@ -1,0 +1,67 @@
+"""`events.jsonl`: what happened to a run, one JSON object a line.
+
+The agent and rank 0 both append to it. A line is one `write` to a file opened for appending, so lines
+of several processes do not mix, and a line torn by a crash is closed off by the next writer.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, ValidationRecord
+from llmscale.runtime.lines import append_line, read_lines
+
+FILE_NAME = "events.jsonl"
+
+Kind = Literal["started", "resumed", "saved", "validated", "preempted", "failed", "restarted", "finished"]
+
+
+@dataclass(frozen=True)
+class Event:
+    kind: Kind
+    time: float
+    """Seconds since 1970."""
+    step: int | None
+    details: dict[str, Any]
+    """The other fields of the line: `rank`, `host`, `pid`, `cause`, ..."""
+
+
+class EventLog:
+    """Appends to a run folder's `events.jsonl`."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.path = run_folder / FILE_NAME
+
+    def write(self, kind: Kind, step: int | None = None, **details: Any) -> None:
+        """Append one event and flush it to disk."""
+        line = {"event": kind, "time": time.time(), "step": step, **details}
+        append_line(self.path, json.dumps(line))
+
+
+def read_events(run_folder: Path) -> list[Event]:
+    """All whole events of a run, oldest first; none where there is no file yet."""
+    events: list[Event] = []
+    for line in read_lines(run_folder / FILE_NAME):
+        details = json.loads(line)
+        events.append(Event(details.pop("event"), details.pop("time"), details.pop("step"), details))
+    return events
+
+
+class EventHook(Hook):
+    """What rank 0 knows: where it resumed, and what it saved."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.log = EventLog(run_folder)
+
+    def on_start(self, start: RunStart) -> None:
+        if start.step:
+            self.log.write("resumed", start.step, pid=os.getpid())
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        self.log.write("validated", record.step, loss=record.loss, perplexity=record.perplexity)
+
+    def on_save(self, record: SaveRecord) -> None:
+        self.log.write("saved", record.step, seconds=record.seconds, path=record.path)

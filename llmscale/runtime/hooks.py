@@ -1,0 +1,114 @@
+"""What a training loop tells the outside, and to whom.
+
+A hook hears of the start, of every step, validation and save, and of the end. The loop knows `Hooks`,
+which passes each word on in order; what a hook does with it (metrics file, events, wandb) is its own.
+Only rank 0 needs hooks that write.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known before the first step of this process."""
+
+    step: int
+    """Steps already done: 0, or the restored step."""
+    steps: int
+    """Step at which the run ends."""
+    samples: int
+    """Samples already consumed."""
+    tokens: int
+    """Tokens already trained on."""
+    world_size: int
+    parameters: int
+    """Parameters of the whole model."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """Anything else worth keeping beside the run (layout, device, ...), fit for JSON."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of `metrics.jsonl`."""
+
+    step: int
+    """Steps done, this one included: the first is 1."""
+    samples: int
+    """Samples consumed since the start of the run."""
+    tokens: int
+    """Tokens trained on since the start of the run."""
+    loss: float
+    """Exact global mean over the tokens that count."""
+    grad_norm: float
+    """Global norm before clipping."""
+    lr: float
+    step_seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    """Model FLOPs a second over the peak of all devices, 0..1; None where the peak is unknown."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """The task's own numbers, and `memory_bytes`."""
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    step: int
+    loss: float
+    perplexity: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SaveRecord:
+    """A checkpoint that is committed."""
+
+    step: int
+    seconds: float
+    path: str
+
+
+class Hook:
+    """Hears everything and does nothing; subclasses override what they care for."""
+
+    def on_start(self, start: RunStart) -> None:
+        """Before the first step."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """After every optimizer step."""
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """After every validation."""
+
+    def on_save(self, record: SaveRecord) -> None:
+        """After a checkpoint is committed."""
+
+    def on_end(self, step: int, preempted: bool) -> None:
+        """After the last step of this process; `preempted` where a signal asked it to stop."""
+
+
+class Hooks(Hook):
+    """Hooks in a row."""
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        self.hooks = list(hooks)
+
+    def on_start(self, start: RunStart) -> None:
+        for hook in self.hooks:
+            hook.on_start(start)
+
+    def on_step(self, record: StepRecord) -> None:
+        for hook in self.hooks:
+            hook.on_step(record)
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        for hook in self.hooks:
+            hook.on_validation(record)
+
+    def on_save(self, record: SaveRecord) -> None:
+        for hook in self.hooks:
+            hook.on_save(record)
+
+    def on_end(self, step: int, preempted: bool) -> None:
+        for hook in self.hooks:
+            hook.on_end(step, preempted)
