@@ -1,0 +1,57 @@
+# One line a target; `make` alone lists them. Everything runs in .venv, made by `make install`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST_OPTIONS ?=
+DEMO_MINUTES ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-cluster bench soak lint clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(INSTALLED)  ## make .venv with everything in it, DeepSpeed's C++ operations compiled
+
+# Left alone while pyproject.toml and constraints.txt stay as they are: a second `make install` does nothing.
+# torch goes first and by itself, so that pip takes a CPU wheel where the machine offers one.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	  || { echo "llmscale needs Python 3.10 or newer, and '$(PYTHON)' is not: make install PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null \
+	  || { echo "llmscale needs a C++ compiler, for DeepSpeed's operations; on Debian and Ubuntu: apt-get install g++" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo "Python.h is missing, which DeepSpeed's operations include; on Debian and Ubuntu: apt-get install python3-dev" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[data,wandb,report,dev]' -c constraints.txt
+	$(BIN)/python -m llmscale.run.build_ops
+	@touch $@
+
+demo: install  ## the whole path on real text, in minutes: tokenizer, corpus, training, resume, sample, report
+	$(BIN)/python -m llmscale.run.demo --minutes $(DEMO_MINUTES)
+
+test: install  ## every test that needs no GPU and no long matrix
+	$(BIN)/python -m pytest -m 'not soak and not gpu' $(PYTEST_OPTIONS)
+
+test-cluster: install  ## tests against real SLURM and Ray daemons: none yet
+	@echo "test-cluster: llmscale does not hand jobs to SLURM or Ray yet, so there is nothing to test here."
+
+bench: install  ## speed against transformers and against this machine's own peak
+	$(BIN)/python -m llmscale.run.bench
+
+soak: install  ## the full matrices: layouts, kills
+	$(BIN)/python -m pytest -m 'soak and not gpu' $(PYTEST_OPTIONS)
+
+lint: install  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  ## remove .venv and caches; runs/ and demo/ stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
