@@ -67,7 +67,7 @@ class NodeEnvironment:
         port = variables.get("MASTER_PORT") or str(_port_of_job(variables.get("SLURM_JOB_ID")))
         endpoint = variables.get("LLMSCALE_RENDEZVOUS") or (f"{host}:{port}" if host else None)
         if endpoint is None:
-            raise ValueError("set LLMSCALE_RENDEZVOUS=HOST:PORT (the first node), or start the job through SLURM")
+            raise ValueError("set LLMSCALE_RENDEZVOUS=HOST:PORT (of the first node), or start through SLURM")
         return cls(endpoint, variables.get("SLURM_JOB_ID", "llmscale"))
 
 

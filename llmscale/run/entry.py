@@ -19,7 +19,7 @@ EXIT_BAD_INPUT = 2
 
 
 def main(run_folder: Path) -> int:
-    """Run the task of `run_folder/config.yaml` on this rank; returns 0 (done), 75 (saved) or 2 (bad input)."""
+    """Run the task of `run_folder/config.yaml` on this rank; returns its exit code, 2 for bad input."""
     config = read_resolved(run_folder / "config.yaml")
     try:
         return load_task(config.task)(config, RankEnvironment.from_variables())

@@ -25,9 +25,9 @@ from llmscale.parallel.environment import NodeEnvironment
 from llmscale.runtime.events import EventLog
 from llmscale.runtime.failure import Failure, find_failure
 from llmscale.runtime.metrics import last_metrics
-from llmscale.runtime.preempt import EXIT_SAVED
 from llmscale.runtime.ranks import Entry, RankProcess, join_ranks, kill_ranks, start_rank
 from llmscale.runtime.rendezvous import LOOPBACK, LoopbackRendezvous, between_nodes, loopback_interface
+from llmscale.runtime.stop_signal import EXIT_SAVED
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -74,7 +74,10 @@ class Agent(SimpleElasticAgent):
     """Runs a `Job` on this node; `exit_code = Agent(job, watcher).run_job()`."""
 
     def __init__(self, job: Job, watcher: Watcher) -> None:
-        handler = LoopbackRendezvous() if job.nodes == 1 else between_nodes(NodeEnvironment.from_variables(), job.nodes)
+        if job.nodes == 1:
+            handler = LoopbackRendezvous()
+        else:
+            handler = between_nodes(NodeEnvironment.from_variables(), job.nodes)
         super().__init__(
             WorkerSpec(
                 role="rank",
@@ -102,8 +105,8 @@ class Agent(SimpleElasticAgent):
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
         }
         try:
-            self.committed_before = self.job.committed_step()
-            self.events.write("started", self.committed_before or 0, pid=os.getpid(), processes=self.job.processes)
+            step = self.committed_before = self.job.committed_step()
+            self.events.write("started", step or 0, pid=os.getpid(), processes=self.job.processes)
             return self._conclude(self.run())
         except _Interrupted:
             self.events.write("failed", self._last_step(), cause="interrupted twice")
@@ -229,16 +232,3 @@ class Agent(SimpleElasticAgent):
     def _last_step(self) -> int:
         metrics = last_metrics(self.job.run_folder)
         return int(metrics["step"]) if metrics else 0
-
-
-def prepare_environment(threads: int) -> None:
-    """Set what libraries read when they are imported; call before the rank server starts.
-
-    OpenMP reads its thread count once. Elastic workers must not share a store across restarts. Asking
-    the driver library, not the CUDA runtime, whether there is a device keeps forked ranks usable.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-
-

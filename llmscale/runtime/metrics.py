@@ -45,7 +45,7 @@ class MetricsWriter(Hook):
 
 
 def as_line(record: StepRecord) -> bytes:
-    """The record as one JSON line. A loss that is not finite stands as `NaN` or `Infinity`, as Python reads them."""
+    """The record as one JSON line; what is not finite stands as `NaN` or `Infinity`, as Python reads it."""
     fields = asdict(record)
     extra = fields.pop("extra")
     return (json.dumps({**fields, **extra}) + "\n").encode()

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from llmscale.runtime import preempt
+from llmscale.runtime import stop_signal
 
 Entry = Callable[..., int]
 
@@ -126,7 +126,7 @@ def join_ranks(ranks: Sequence[RankProcess], seconds: float) -> None:
 def _rank_main(
     entry: Entry, arguments: tuple[object, ...], variables: Mapping[str, str], log: Path, pipe: Connection
 ) -> None:
-    preempt.install()
+    stop_signal.install()
     _die_with_agent()
     _write_to(log)
     os.environ.update(variables)

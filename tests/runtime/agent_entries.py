@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.runtime import preempt
+from llmscale.runtime import stop_signal
 
 STEPS = 20
 STEP_SECONDS = 0.02
@@ -39,21 +39,21 @@ def train(run_folder: Path) -> int:
         if environment.rank == 0:
             with (run_folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step}) + "\n")
-        stop = preempt.requested()
+        stop = stop_signal.requested()
         if environment.rank == 0 and (step % 5 == 0 or stop):
             commit(run_folder, step)
         if stop:
-            return preempt.EXIT_SAVED
+            return stop_signal.EXIT_SAVED
     return 0
 
 
 def train_slowly(run_folder: Path) -> int:
     """Like `train`, but never done by itself."""
-    while not preempt.requested():
+    while not stop_signal.requested():
         (run_folder / f"alive-{os.environ['RANK']}").write_text(str(os.getpid()))
         time.sleep(STEP_SECONDS)
     commit(run_folder, 7)
-    return preempt.EXIT_SAVED
+    return stop_signal.EXIT_SAVED
 
 
 def ignore_signals(run_folder: Path) -> int:

@@ -15,8 +15,9 @@ import agent_entries
 import psutil
 import pytest
 
-from llmscale.runtime.agent import Agent, Job, Watcher, prepare_environment
+from llmscale.runtime.agent import Agent, Job, Watcher
 from llmscale.runtime.events import Event, read_events
+from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
 
 
@@ -30,11 +31,13 @@ class Listener(Watcher):
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
-    prepare_environment(threads=1)
+    prepare_environment(processes=1, threads=1)
     start_server(["agent_entries"])
 
 
-def run(entry: Callable[[Path], int], folder: Path, processes: int = 2, **options: int) -> tuple[int, list[str]]:
+def run(
+    entry: Callable[[Path], int], folder: Path, processes: int = 2, **options: int
+) -> tuple[int, list[str]]:
     listener = Listener()
     job = Job(
         run_folder=folder,

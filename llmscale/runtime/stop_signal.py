@@ -1,0 +1,29 @@
+"""A signal raises a flag instead of ending the process. No torch."""
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they kill. Ctrl-C reaches the agent, which sends SIGTERM."""
+
+EXIT_SAVED = 75
+"""Saved and wants to be started again (EX_TEMPFAIL of sysexits.h)."""
+
+
+class _Flag:
+    raised = False
+
+
+def install() -> None:
+    """Let the signals raise the flag. Main thread only."""
+    for number in SIGNALS:
+        signal.signal(number, _raise_flag)
+
+
+def requested() -> bool:
+    """Whether a signal has come to this process."""
+    return _Flag.raised
+
+
+def _raise_flag(_number: int, _frame: FrameType | None) -> None:
+    _Flag.raised = True
