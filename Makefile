@@ -8,7 +8,7 @@ PYTEST_OPTIONS ?=
 DEMO_MINUTES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster bench soak lint clean
+.PHONY: help install demo test test-cluster bench soak lint docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,10 @@ lint: install  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: install  ## make the generated pages and pictures of docs/ again
+	$(BIN)/python -m llmscale.config.reference > docs/configuration.md
+	$(BIN)/python docs/architecture.py
 
 clean:  ## remove .venv and caches; runs/ and demo/ stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What every test shares: the folder of the checkout, and `--no-skips` for runs that must leave nothing out."""
+"""What every test shares: the checkout's folder, and `--no-skips` for runs that must leave nothing out."""
 
 from pathlib import Path
 

@@ -1,0 +1,85 @@
+"""What only one place may import, what the torch-free side must not load, and where imports may stand."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from sources import SOURCES, Source
+
+HEAVY = ("torch", "deepspeed", "megatron", "transformers", "datasets", "pandas", "pyarrow", "ray", "wandb")
+
+ONLY_IMPORTERS = {
+    "deepspeed": ("llmscale.engine", "llmscale.parallel.groups", "llmscale.run.build_ops"),
+    "megatron.core.parallel_state": ("llmscale.parallel",),
+    "megatron.core.mpu": (),
+    # The CPU shim mends Megatron's schedules; only the engine runs them.
+    "megatron.core.pipeline_parallel": ("llmscale.engine", "llmscale.parallel.device"),
+    "ray": (),
+    "wandb": ("llmscale.runtime",),
+    "datasets": ("llmscale.data",),
+}
+
+TORCH_FREE = ("llmscale.config", "llmscale.plan", "llmscale_launcher", "llmscale.cli")
+
+
+def within(name: str, parents: tuple[str, ...]) -> bool:
+    return any(name == parent or name.startswith(parent + ".") for parent in parents)
+
+
+@pytest.mark.parametrize("library", ONLY_IMPORTERS)
+def test_single_importers(library: str) -> None:
+    strangers = [
+        f"{source.module}:{line} imports {name}"
+        for source in SOURCES
+        for line, name in source.imports
+        if within(name, (library,)) and not within(source.module, ONLY_IMPORTERS[library])
+    ]
+    assert strangers == []
+
+
+def heavy_modules_after(statements: str) -> list[str]:
+    """Which of HEAVY are loaded in a fresh process that ran `statements`."""
+    script = (
+        f"{statements}\nimport sys\nprint('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+def test_config_plan_launcher_and_command_line_load_nothing_heavy() -> None:
+    modules = [source.module for source in SOURCES if within(source.module, TORCH_FREE)]
+    assert "llmscale.config.schema" in modules
+    assert heavy_modules_after("\n".join(f"import {module}" for module in modules)) == []
+
+
+def test_help_loads_nothing_heavy() -> None:
+    statements = (
+        "import sys, llmscale.cli\n"
+        "sys.argv = ['llmscale', '--help']\n"
+        "try:\n    llmscale.cli.main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    )
+    assert heavy_modules_after(statements) == []
+
+
+def test_the_probe_sees_torch() -> None:
+    assert heavy_modules_after("import torch") == ["torch"]
+
+
+def late_imports(source: Source) -> Iterator[str]:
+    """Imports inside functions, wherever the linter was told to look away."""
+    for function in ast.walk(source.tree):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for node in ast.walk(function):
+                if isinstance(node, (ast.Import, ast.ImportFrom)):
+                    yield f"{source.module}:{node.lineno}"
+
+
+def test_imports_stand_at_the_head_of_the_file() -> None:
+    on_demand = ("llmscale.cli", "llmscale.commands")
+    late = [
+        line for source in SOURCES if not within(source.module, on_demand) for line in late_imports(source)
+    ]
+    assert late == []
