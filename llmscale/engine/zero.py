@@ -1,0 +1,68 @@
+"""From our config to DeepSpeed's, and its initialisation."""
+
+from typing import Any
+
+import deepspeed
+import deepspeed.utils.groups
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+
+from llmscale.config.schema import Config
+from llmscale.parallel.mpu import ModelParallelUnit
+from llmscale.parallel.world import World, register_stateful_module
+
+register_stateful_module(deepspeed.utils.groups)
+
+
+def deepspeed_engine(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World
+) -> DeepSpeedEngine:
+    """`module` under ZeRO as the config wants it. Collective; the world must be active."""
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        config=deepspeed_config(config, world.layout.data),
+        mpu=None if world.layout.world_size == world.layout.data else ModelParallelUnit(world),
+    )
+    return engine
+
+
+def deepspeed_config(config: Config, data_parallel: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary.
+
+    Megatron's schedule runs all microbatches of a step, so DeepSpeed sees one of them as "the" batch:
+    accumulation steps are 1 and not its business.
+    """
+    stage = config.zero.stage
+    is_bf16 = config.train.precision == "bf16"
+    return {
+        "train_batch_size": config.train.micro_batch_size * data_parallel,
+        "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+        # ZeRO-1 in bf16 with fp32 gradients is DeepSpeed's BF16_Optimizer, which must take each gradient
+        # as it comes: between microbatches of a pipeline there is nobody to collect them.
+        "bf16": {"enabled": is_bf16, "immediate_grad_update": is_bf16 and stage == 1},
+        "data_types": {"grad_accum_dtype": "fp32"} if is_bf16 else {},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+            **_offload(config),
+        },
+    }
+
+
+def _offload(config: Config) -> dict[str, Any]:
+    offload = config.zero.offload
+    path = str(offload.nvme_path) if offload.nvme_path else None
+    return {
+        name: {"device": device, "nvme_path": path, "pin_memory": offload.pin_memory}
+        for name, device in (("offload_optimizer", offload.optimizer), ("offload_param", offload.parameters))
+        if device != "none"
+    }

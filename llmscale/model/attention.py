@@ -1,0 +1,142 @@
+"""Self-attention of one layer: fused query-key-value projection, rotary positions, scaled dot product.
+
+Shapes: S sequence, B batch, N heads of this tensor rank, K key-value heads of this rank, D head size,
+H hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from llmscale_kernels.rotary import rotate
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from llmscale.model.linear import RowParallelLinear
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, for one layer: [positions, B, K, D] each."""
+
+    keys_PBKD: Tensor
+    values_PBKD: Tensor
+    length: int = 0
+
+    def append(self, keys_SBKD: Tensor, values_SBKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the new ones; returns all seen so far."""
+        start, self.length = self.length, self.length + len(keys_SBKD)
+        self.keys_PBKD[start : self.length] = keys_SBKD
+        self.values_PBKD[start : self.length] = values_SBKD
+        return self.keys_PBKD[: self.length], self.values_PBKD[: self.length]
+
+
+class SelfAttention(MegatronModule):
+    """The rows of the fused projection are this rank's queries, then its keys, then its values."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        pg_collection: ProcessGroupCollection,
+        query_key_norm: ModuleSpec | None,
+        sliding_window: int | None,
+    ) -> None:
+        super().__init__(config)
+        self.layer_number = layer_number
+        self.sliding_window = sliding_window
+        self.cache: KeyValueCache | None = None
+        """Set while generating."""
+        tensor_ranks = pg_collection.tp.size()
+        key_value_heads = config.num_query_groups or config.num_attention_heads
+        self.head_size: int = config.kv_channels  # pyright: ignore[reportAttributeAccessIssue]
+        self.heads = config.num_attention_heads // tensor_ranks
+        self.kv_heads = key_value_heads // tensor_ranks
+        self.linear_qkv = ColumnParallelLinear(
+            config.hidden_size,
+            (config.num_attention_heads + 2 * key_value_heads) * self.head_size,
+            config=config,
+            init_method=config.init_method,
+            bias=config.add_qkv_bias,
+            tp_group=pg_collection.tp,
+        )
+        self.linear_proj = RowParallelLinear(
+            config.num_attention_heads * self.head_size,
+            config.hidden_size,
+            config=config,
+            init_method=config.output_layer_init_method,
+            bias=config.add_bias_linear,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            tp_group=pg_collection.tp,
+        )
+        if query_key_norm is not None:
+            sizes = {"config": config, "hidden_size": self.head_size, "eps": config.layernorm_epsilon}
+            self.q_layernorm = build_module(query_key_norm, **sizes)
+            self.k_layernorm = build_module(query_key_norm, **sizes)
+        else:
+            self.q_layernorm = self.k_layernorm = None
+
+    def forward(
+        self, hidden_SBH: Tensor, attention_mask: None, rotary_pos_emb: Tensor | None, **_: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output [S, B, H] (its own part of S under sequence parallelism) and the bias to add to it.
+
+        Args:
+            hidden_SBH: the layer's normalised input.
+            attention_mask: always None: attention is causal.
+            rotary_pos_emb: cosines and sines, [2, S, B or 1, D]; None for learned positions.
+        """
+        query, key, value = self._project(hidden_SBH)
+        if self.q_layernorm is not None and self.k_layernorm is not None:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
+        if rotary_pos_emb is not None:
+            cosine, sine = rotary_pos_emb[0], rotary_pos_emb[1]
+            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+        if self.cache is not None:
+            key, value = self.cache.append(key, value)
+        if self.config.recompute_granularity == "selective" and self.training:
+            attended = checkpoint(self._attend, query, key, value, use_reentrant=False)
+        else:
+            attended = self._attend(query, key, value)
+        return self.linear_proj(attended)
+
+    def _project(self, hidden_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mixed, _ = self.linear_qkv(hidden_SBH)
+        mixed = mixed.view(*mixed.shape[:2], -1, self.head_size)
+        return mixed.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+
+    def _attend(self, query_SBND: Tensor, key_TBKD: Tensor, value_TBKD: Tensor) -> Tensor:
+        """Causal attention of S queries, the last of T ≥ S keys: [S, B, N × D]."""
+        queries, keys = len(query_SBND), len(key_TBKD)
+        attended_BNSD = F.scaled_dot_product_attention(
+            query_SBND.permute(1, 2, 0, 3),
+            key_TBKD.permute(1, 2, 0, 3),
+            value_TBKD.permute(1, 2, 0, 3),
+            attn_mask=self._mask(queries, keys, query_SBND.device),
+            dropout_p=self.config.attention_dropout if self.training else 0.0,
+            is_causal=queries == keys and not self._window_cuts(keys),
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return attended_BNSD.permute(2, 0, 1, 3).flatten(2)
+
+    def _window_cuts(self, keys: int) -> bool:
+        return self.sliding_window is not None and keys > self.sliding_window
+
+    def _mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """Who may be seen, [queries, keys]; None where `is_causal` or a single query says it."""
+        window_cuts = self._window_cuts(keys)
+        if not window_cuts and (queries == keys or queries == 1):
+            return None
+        query_position = torch.arange(keys - queries, keys, device=device)[:, None]
+        key_position = torch.arange(keys, device=device)
+        seen = key_position <= query_position
+        if window_cuts and self.sliding_window is not None:
+            seen &= key_position > query_position - self.sliding_window
+        return seen

@@ -1,0 +1,58 @@
+"""The language model of one pipeline chunk: Megatron's GPTModel with positions and output of our own."""
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from llmscale.config.schema import ModelSection
+from llmscale.model.families.family import Family
+from llmscale.model.rotary import RotaryTable
+from llmscale.parallel.world import World
+
+
+class LanguageModel(GPTModel):
+    """One chunk of the model on this rank.
+
+    The last chunk returns logits [S, B, V / tensor ranks], padding columns included; every other one
+    returns hidden states [S, B, H] (its part of S under sequence parallelism).
+    """
+
+    def __init__(
+        self,
+        model: ModelSection,
+        family: Family,
+        world: World,
+        vocabulary_size: int,
+        rotary: RotaryTable | None,
+        **megatron: Any,
+    ) -> None:
+        super().__init__(**megatron)
+        self.model_section = model
+        self.family = family
+        self.world = world
+        self.true_vocabulary_size = vocabulary_size
+        """Rows of the embedding that are no padding."""
+        self.rotary_table = rotary
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Nothing: initial weights depend on the tensor's name only, so tied copies begin equal, and the
+        engine sums their gradients."""
+
+    def forward(self, tokens_BS: Tensor, position_ids_BS: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Logits or hidden states, see the class.
+
+        Args:
+            tokens_BS: int64; read by the first chunk, whose input they are.
+            position_ids_BS: int64, positions within their sequence.
+        """
+        hidden = self.embedding(input_ids=tokens_BS, position_ids=position_ids_BS) if self.pre_process else None
+        rotary = None
+        if self.rotary_table is not None:
+            rotary = self.rotary_table.at(position_ids_BS, self.config.params_dtype)
+        hidden = self.decoder(hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary)
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits_SBV, _ = self.output_layer(hidden, weight=weight)
+        return logits_SBV

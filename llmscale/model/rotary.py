@@ -1,0 +1,45 @@
+"""The angles of rotary position embedding, with Llama 3's scaling for long contexts."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from llmscale.config.schema import RopeScaling
+
+
+class RotaryTable:
+    """Cosines and sines of every position, computed once in float64 and cut out per batch.
+
+    No `torch.nn.Module`: a cast of the model to bfloat16 must not touch the angles.
+    """
+
+    def __init__(
+        self, head_size: int, positions: int, base: float, scaling: RopeScaling | None, device: torch.device
+    ) -> None:
+        frequency_D = inverse_frequencies(head_size, base, scaling)
+        angle_PD = torch.outer(torch.arange(positions, dtype=torch.float64), frequency_D).repeat(1, 2)
+        self._table_2PD = torch.stack((angle_PD.cos(), angle_PD.sin())).to(device)
+        self._cast: dict[torch.dtype, Tensor] = {}
+
+    def at(self, position_ids_BS: Tensor, dtype: torch.dtype) -> Tensor:
+        """Cosine and sine as [2, S, B or 1, D] in `dtype`; B is 1 where all rows have the same positions."""
+        table_2PD = self._cast.setdefault(dtype, self._table_2PD.to(dtype))
+        if position_ids_BS.stride(0) == 0 or len(position_ids_BS) == 1:
+            position_ids_BS = position_ids_BS[:1]
+        return table_2PD[:, position_ids_BS.T]
+
+
+def inverse_frequencies(head_size: int, base: float, scaling: RopeScaling | None) -> Tensor:
+    """Radians per position of each pair of dimensions, [head_size / 2], float64.
+
+    With `scaling`, slow turns are slowed by its factor, fast ones are left, and those between are
+    interpolated (arXiv:2407.21783; the formula is that of transformers' "llama3" rope type).
+    """
+    frequency_D = base ** -(torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    if scaling is None:
+        return frequency_D
+    turns_D = scaling.original_max_positions * frequency_D / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep_D = ((turns_D - low) / (high - low)).clamp(0, 1)
+    return keep_D * frequency_D + (1 - keep_D) * frequency_D / scaling.factor

@@ -1,0 +1,16 @@
+"""Next-token prediction: cross-entropy of every token that the loss mask counts."""
+
+from torch import Tensor
+
+from llmscale.data.batch import Batch
+from llmscale.model.language_model import LanguageModel
+from llmscale.model.logprobs import token_losses
+
+
+class CausalLM:
+    def loss_sum(self, model: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
+        losses_BS = token_losses(model, output, batch.labels_BS)
+        return (losses_BS * batch.loss_mask_BS).sum()
+
+    def count(self, batch: Batch) -> float:
+        return float(batch.loss_mask_BS.sum())
