@@ -21,6 +21,7 @@ from rich.text import Text
 from llmscale.config.schema import Config
 from llmscale.runtime import events, metrics
 from llmscale.runtime.agent import Watcher
+from llmscale.runtime.describe import describe_event, duration, quantity
 
 READ_SECONDS = 0.2
 LINE_SECONDS = 10.0
@@ -98,7 +99,7 @@ class Progress(Watcher):
     def _read(self, last: bool = False) -> None:
         for event in self.events.new():
             if event["event"] in ("resumed", "saved", "validated"):
-                self.say(describe_event(event))
+                self.say(describe_event(event["event"], event["step"], event))
         for record in self.metrics.new():
             self.latest = record
             self.recent.append(record["step_seconds"])
@@ -130,33 +131,3 @@ class Progress(Watcher):
         yield f"ETA {duration((self.steps - record['step']) * sum(self.recent) / len(self.recent))}"
         if record.get("memory_bytes"):
             yield f"{record['memory_bytes'] / 2**30:.2f} GiB"
-
-
-def describe_event(event: dict[str, Any]) -> str:
-    """One line for people."""
-    kind, step = event["event"], event["step"]
-    if kind == "resumed":
-        return f"resumed from step {step}"
-    if kind == "saved":
-        return f"saved step {step} in {event['seconds']:.1f} s"
-    if kind == "validated":
-        return f"validation at step {step}: loss {event['loss']:.4f}, perplexity {event['perplexity']:.2f}"
-    if kind == "failed":
-        where = f"rank {event['rank']} on {event['host']}: " if "rank" in event else ""
-        return f"failed at step {step}: {where}{event['cause']}"
-    return f"{kind} at step {step}" if step is not None else kind
-
-
-def quantity(number: float) -> str:
-    """`1234567` as `1.23M`."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """`3:07`, `1:02:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,34 @@
+"""Events, numbers and times as people read them. No torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> str:
+    """One line about an event."""
+    if kind == "resumed":
+        return f"resumed from step {step}"
+    if kind == "saved":
+        return f"saved step {step} in {details['seconds']:.1f} s"
+    if kind == "validated":
+        loss, perplexity = details["loss"], details["perplexity"]
+        return f"validation at step {step}: loss {loss:.4f}, perplexity {perplexity:.2f}"
+    if kind == "failed":
+        where = f"rank {details['rank']} on {details['host']}: " if "rank" in details else ""
+        return f"failed at step {step}: {where}{details['cause']}"
+    return kind if step is None else f"{kind} at step {step}"
+
+
+def quantity(number: float) -> str:
+    """`1234567` as `1.23M`."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`3:07`, `1:02:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

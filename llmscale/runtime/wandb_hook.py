@@ -1,0 +1,80 @@
+"""Metrics to Weights & Biases. Training goes on whatever becomes of it."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmscale.config.schema import Config
+from llmscale.runtime.hooks import Hook, RunStart, StepRecord, ValidationRecord
+
+logger = logging.getLogger(__name__)
+
+
+def wandb_mode(config: Config) -> str:
+    """`online`, `offline` or `off`, as `logging.wandb` and this machine have it."""
+    asked = config.logging.wandb
+    if asked == "off" or importlib.util.find_spec("wandb") is None:
+        return "off"
+    if asked == "auto":
+        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    return asked
+
+
+class WandbHook(Hook):
+    """Sends every step and validation; an error turns it off with one warning."""
+
+    def __init__(self, config: Config, folder: Path, mode: str) -> None:
+        self.config = config
+        self.folder = folder
+        self.mode = mode
+        self.run: Any = None
+
+    def on_start(self, start: RunStart) -> None:
+        self._attempt(self._open)
+
+    def on_step(self, record: StepRecord) -> None:
+        if self.run is not None:
+            numbers = {
+                "loss": record.loss,
+                "grad_norm": record.grad_norm,
+                "lr": record.lr,
+                "tokens": record.tokens,
+                "samples": record.samples,
+                "step_seconds": record.step_seconds,
+                "tokens_per_second": record.tokens_per_second,
+                **({} if record.mfu is None else {"mfu": record.mfu}),
+                **record.extra,
+            }
+            self._attempt(lambda: self.run.log(numbers, step=record.step))
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        if self.run is not None:
+            numbers = {"validation/loss": record.loss, "validation/perplexity": record.perplexity}
+            self._attempt(lambda: self.run.log(numbers, step=record.step))
+
+    def on_end(self, step: int, preempted: bool) -> None:
+        if self.run is not None:
+            self._attempt(lambda: self.run.finish(quiet=True))
+
+    def _open(self) -> None:
+        import wandb  # noqa: PLC0415 -- optional, and slow to import
+
+        self.run = wandb.init(
+            project=self.config.logging.wandb_project,
+            name=self.folder.name,
+            dir=self.folder,
+            config=self.config.model_dump(mode="json"),
+            mode=self.mode,
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a service may raise, it must not end a training run
+            logger.warning("wandb is off from here on: %s: %s", type(error).__name__, error)
+            self.run = None
