@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sources import REPOSITORY
+from tests.architecture.sources import REPOSITORY
 
 from llmscale.config.reference import reference
 

@@ -5,7 +5,7 @@ import importlib
 import re
 
 import pytest
-from sources import REPOSITORY, SOURCES
+from tests.architecture.sources import REPOSITORY, SOURCES
 
 LONGEST = 450
 

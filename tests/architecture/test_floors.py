@@ -3,7 +3,7 @@
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
-from sources import FLOORS, SOURCES, TOP, Source, folder_of, own_module
+from tests.architecture.sources import FLOORS, SOURCES, TOP, Source, folder_of, own_module
 
 
 def forbidden_imports(source: Source) -> list[str]:

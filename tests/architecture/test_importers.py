@@ -4,9 +4,10 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from sources import SOURCES, Source
+from tests.architecture.sources import SOURCES, Source
 
 HEAVY = ("torch", "deepspeed", "megatron", "transformers", "datasets", "pandas", "pyarrow", "ray", "wandb")
 
@@ -22,6 +23,10 @@ ONLY_IMPORTERS = {
 }
 
 TORCH_FREE = ("llmscale.config", "llmscale.plan", "llmscale_launcher", "llmscale.cli")
+
+
+OPTIONAL = ("wandb", "datasets", "pyarrow", "zstandard", "matplotlib", "ray")
+"""What a run may do without, and which is therefore imported only where it is asked for."""
 
 
 def within(name: str, parents: tuple[str, ...]) -> bool:
@@ -69,12 +74,17 @@ def test_the_probe_sees_torch() -> None:
 
 
 def late_imports(source: Source) -> Iterator[str]:
-    """Imports inside functions, wherever the linter was told to look away."""
-    for function in ast.walk(source.tree):
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            for node in ast.walk(function):
-                if isinstance(node, (ast.Import, ast.ImportFrom)):
-                    yield f"{source.module}:{node.lineno}"
+    """Imports inside functions, other than of OPTIONAL, wherever the linter was told to look away."""
+    inside = {
+        node.lineno
+        for function in ast.walk(source.tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    for line, name in source.imports:
+        if line in inside and not within(name, OPTIONAL):
+            yield f"{source.module}:{line} imports {name}"
 
 
 def test_imports_stand_at_the_head_of_the_file() -> None:
@@ -83,3 +93,11 @@ def test_imports_stand_at_the_head_of_the_file() -> None:
         line for source in SOURCES if not within(source.module, on_demand) for line in late_imports(source)
     ]
     assert late == []
+
+
+def test_the_rule_sees_a_planted_late_import(tmp_path: Path) -> None:
+    path = tmp_path / "planted.py"
+    path.write_text("def f():\n    import wandb\n    import json\n")
+    assert list(late_imports(Source("llmscale.train.planted", path))) == [
+        "llmscale.train.planted:3 imports json"
+    ]
