@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.architecture.sources import REPOSITORY
 
 from llmscale.config.reference import reference
+from tests.architecture.sources import REPOSITORY
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 

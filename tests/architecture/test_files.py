@@ -5,6 +5,7 @@ import importlib
 import re
 
 import pytest
+
 from tests.architecture.sources import REPOSITORY, SOURCES
 
 LONGEST = 450

@@ -3,6 +3,7 @@
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
+
 from tests.architecture.sources import FLOORS, SOURCES, TOP, Source, folder_of, own_module
 
 

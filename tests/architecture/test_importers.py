@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.architecture.sources import SOURCES, Source
 
 HEAVY = ("torch", "deepspeed", "megatron", "transformers", "datasets", "pandas", "pyarrow", "ray", "wandb")
