@@ -1,0 +1,64 @@
+"""`llmscale plan`: what a config needs, before anything is paid for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from llmscale.config.load import load_config
+from llmscale.config.problems import InputError, Problem
+from llmscale.config.schema import Config
+from llmscale.plan.devices import device_named
+from llmscale.plan.memory import fullest_rank
+from llmscale.plan.neighbours import what_fits
+from llmscale.plan.report import bytes_text, plan_report, suggestions
+from llmscale.plan.speed import ASSUMED_UTILISATION
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="Config file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as parallel.tensor=2."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="What each rank runs on: cpu (this machine), H100, H200, A100, L4, …")
+    ] = "cpu",
+    mfu: Annotated[
+        float,
+        typer.Option(min=0.01, max=1.0, help="Share of the device's peak that is reached, for the time."),
+    ] = ASSUMED_UTILISATION,
+) -> None:
+    """What a config needs: ranks, memory of the fullest rank, tokens and time.
+
+    Exit code 2 where it cannot fit, with what would. Needs no data, and no tokenizer where
+    model.vocabulary_size is set.
+    """
+    loaded = load_config(config, overrides or [])
+    vocabulary_size = _vocabulary_size(loaded)
+    target = device_named(device, loaded.cluster.processes_per_node)
+    console = Console()
+    console.print(plan_report(loaded, vocabulary_size, target, mfu))
+    stage, memory = fullest_rank(loaded, vocabulary_size)
+    if memory.total <= target.memory:
+        return
+    missing = bytes_text(memory.total - target.memory)
+    console.print(f"[red]Does not fit:[/red] ranks of pipeline stage {stage} miss {missing}.")
+    console.print(suggestions(what_fits(loaded, vocabulary_size, target.memory)))
+    raise typer.Exit(2)
+
+
+def _vocabulary_size(config: Config) -> int:
+    """`model.vocabulary_size`, or else the tokenizer's."""
+    if config.model.vocabulary_size:
+        return config.model.vocabulary_size
+    file = (config.tokenizer.path or Path()) / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(file)).get_vocab_size()
+    except Exception as error:  # tokenizers raises plain Exception for every kind of bad file
+        message = (
+            f"cannot be read ({error}); make it with `llmscale data tokenizer`, or set model.vocabulary_size"
+        )
+        raise InputError([Problem("tokenizer.path", config.tokenizer.path, message)]) from None
