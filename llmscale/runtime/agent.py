@@ -107,7 +107,8 @@ class Agent(SimpleElasticAgent):
         try:
             step = self.committed_before = self.job.committed_step()
             self.events.write("started", step or 0, pid=os.getpid(), processes=self.job.processes)
-            return self._conclude(self.run())
+            result: RunResult = self.run()  # pyright: ignore[reportAssignmentType] -- torch's @prof hides the type
+            return self._conclude(result)
         except _Interrupted:
             self.events.write("failed", self._last_step(), cause="interrupted twice")
             self.watcher.say("interrupted; what was not saved is lost")

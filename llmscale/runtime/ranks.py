@@ -20,6 +20,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from llmscale.runtime import stop_signal
 
@@ -152,7 +153,7 @@ def _die_with_agent() -> None:
     The server lives as long as anyone holds the pipe that its children inherit, so a rank lets go of it.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    server = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]
+    server: Any = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]
     os.close(server._forkserver_alive_fd)
     server._forkserver_alive_fd = None
     agent = multiprocessing.parent_process()

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmscale.config.schema import Config
 from llmscale.runtime.hooks import Hook, RunStart, StepRecord, ValidationRecord
@@ -13,7 +13,10 @@ from llmscale.runtime.hooks import Hook, RunStart, StepRecord, ValidationRecord
 logger = logging.getLogger(__name__)
 
 
-def wandb_mode(config: Config) -> str:
+Mode = Literal["online", "offline", "off"]
+
+
+def wandb_mode(config: Config) -> Mode:
     """`online`, `offline` or `off`, as `logging.wandb` and this machine have it."""
     asked = config.logging.wandb
     if asked == "off" or importlib.util.find_spec("wandb") is None:
@@ -26,7 +29,7 @@ def wandb_mode(config: Config) -> str:
 class WandbHook(Hook):
     """Sends every step and validation; an error turns it off with one warning."""
 
-    def __init__(self, config: Config, folder: Path, mode: str) -> None:
+    def __init__(self, config: Config, folder: Path, mode: Mode) -> None:
         self.config = config
         self.folder = folder
         self.mode = mode
@@ -67,7 +70,7 @@ class WandbHook(Hook):
             name=self.folder.name,
             dir=self.folder,
             config=self.config.model_dump(mode="json"),
-            mode=self.mode,
+            mode="online" if self.mode == "online" else "offline",
             resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )

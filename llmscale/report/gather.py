@@ -1,0 +1,114 @@
+"""A run folder's files as what a report shows. No torch, no matplotlib."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from llmscale.config.load import read_resolved
+from llmscale.config.schema import Config
+from llmscale.runtime.describe import duration, quantity
+from llmscale.runtime.events import Event, read_events
+from llmscale.runtime.metrics import Metrics, read_metrics
+
+SMOOTHING = 0.9
+"""Weight of what was before in the smoothed loss."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    name: str
+    config: Config
+    metrics: list[Metrics]
+    events: list[Event]
+
+    @property
+    def steps(self) -> list[int]:
+        return [record["step"] for record in self.metrics]
+
+    def column(self, key: str) -> list[float]:
+        """One number a step; not-a-number where it is missing."""
+        return [float("nan") if record.get(key) is None else float(record[key]) for record in self.metrics]
+
+    def has(self, key: str) -> bool:
+        return any(record.get(key) is not None for record in self.metrics)
+
+    @property
+    def validations(self) -> list[Event]:
+        """Newest last; of a step that was repeated after a restart only the last validation."""
+        by_step = {event.step: event for event in self.events if event.kind == "validated"}
+        return [by_step[step] for step in sorted(by_step, key=lambda step: step or 0)]
+
+
+def gather(folder: Path) -> RunData:
+    return RunData(
+        folder.name, read_resolved(folder / "config.yaml"), read_metrics(folder), read_events(folder)
+    )
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Exponential moving average that starts at the first value."""
+    return list(accumulate(values, lambda average, value: SMOOTHING * average + (1 - SMOOTHING) * value))
+
+
+def summary(run: RunData) -> list[tuple[str, str]]:
+    """The numbers that a reader looks for first."""
+    rows = [("task", run.config.task), ("model", model_line(run.config)), ("layout", layout_line(run.config))]
+    if not run.metrics:
+        return [*rows, ("steps", "none yet")]
+    last = run.metrics[-1]
+    rows += [
+        ("steps", f"{last['step']} of {run.config.train.steps}"),
+        ("tokens", quantity(last["tokens"])),
+        ("loss", f"{run.metrics[0]['loss']:.4f} → {last['loss']:.4f}"),
+    ]
+    if run.validations:
+        details = run.validations[-1].details
+        rows.append(("validation", f"loss {details['loss']:.4f}, perplexity {details['perplexity']:.2f}"))
+    rows.append(("speed", f"{quantity(median(run.column('tokens_per_second')))} tokens/s (median)"))
+    if run.has("mfu"):
+        rows.append(("MFU", f"{median(known(run.column('mfu'))):.1%} (median)"))
+    if run.has("memory_bytes"):
+        rows.append(("memory", f"{max(known(run.column('memory_bytes'))) / 2**30:.2f} GiB (rank 0)"))
+    rows.append(("training time", duration(sum(run.column("step_seconds")))))
+    restarts = sum(event.kind == "restarted" for event in run.events)
+    failures = sum(event.kind == "failed" for event in run.events)
+    return [*rows, ("failures", f"{failures}, restarted {restarts} times")]
+
+
+def known(values: list[float]) -> list[float]:
+    return [value for value in values if value == value]
+
+
+def model_line(config: Config) -> str:
+    model = config.model
+    size = f"{model.layers} layers × {model.hidden_size}, {model.heads} heads"
+    return f"{model.family} {model.preset or ''}".strip() + f", {size}, {config.train.precision}"
+
+
+def layout_line(config: Config) -> str:
+    parallel = config.parallel
+    axes = [("tensor", parallel.tensor), ("pipeline", parallel.pipeline), ("data", config.data_parallel)]
+    ranks = " × ".join(f"{name} {size}" for name, size in axes)
+    extras = [f"ZeRO-{config.zero.stage}"]
+    if parallel.sequence:
+        extras.append("sequence parallel")
+    if parallel.interleave > 1:
+        extras.append(f"interleaved × {parallel.interleave}")
+    return f"{config.world_size} ranks: {ranks}, {', '.join(extras)}"
+
+
+def changed_settings(config: Config) -> list[tuple[str, str]]:
+    """Every key whose value is not the default."""
+    return list(_differences(config.model_dump(mode="json"), Config().model_dump(mode="json"), ""))
+
+
+def _differences(value: Any, default: Any, key: str) -> list[tuple[str, str]]:
+    if isinstance(value, dict) and isinstance(default, dict):
+        return [
+            row
+            for name in value
+            for row in _differences(value[name], default.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if value == default else [(key, str(value))]
