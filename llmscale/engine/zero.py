@@ -1,10 +1,14 @@
 """From our config to DeepSpeed's, and its initialisation."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
+import deepspeed.runtime.config
 import deepspeed.utils.groups
 import torch
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from llmscale.config.schema import Config
@@ -18,13 +22,37 @@ def deepspeed_engine(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World
 ) -> DeepSpeedEngine:
     """`module` under ZeRO as the config wants it. Collective; the world must be active."""
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        config=deepspeed_config(config, world.layout.data),
-        mpu=None if world.layout.world_size == world.layout.data else ModelParallelUnit(world),
-    )
+    with _float64_masters() if config.train.precision == "fp64" else contextlib.nullcontext():
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(config, world.layout.data),
+            mpu=None if world.layout.world_size == world.layout.data else ModelParallelUnit(world),
+        )
     return engine
+
+
+@contextlib.contextmanager
+def _float64_masters() -> Iterator[None]:
+    """DeepSpeed knows no float64: it would keep masters and send gradients in float32, and hide in their
+    rounding what a float64 run is there to show."""
+
+    def masters(self: ZeROOptimizer, **options: Any) -> torch.dtype:
+        configure(self, **options)
+        return torch.float64
+
+    configure = ZeROOptimizer._configure_master_weights
+    data_types = DeepSpeedEngine.get_data_types
+    read = deepspeed.runtime.config.get_communication_data_type
+    ZeROOptimizer._configure_master_weights = masters
+    DeepSpeedEngine.get_data_types = lambda _: (torch.float64, torch.float64)
+    deepspeed.runtime.config.get_communication_data_type = lambda *_, **__: torch.float64
+    try:
+        yield
+    finally:
+        ZeROOptimizer._configure_master_weights = configure
+        DeepSpeedEngine.get_data_types = data_types
+        deepspeed.runtime.config.get_communication_data_type = read
 
 
 def deepspeed_config(config: Config, data_parallel: int) -> dict[str, Any]:
@@ -51,6 +79,7 @@ def deepspeed_config(config: Config, data_parallel: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": False,
+            "reduce_scatter": config.train.precision != "fp64",
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
             **_offload(config),
