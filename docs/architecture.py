@@ -40,7 +40,15 @@ HOUSE = (
             Room("run/", "one short file a task; puts the rest together"),
         ),
     ),
-    Floor(4, "loops", "#fce1e4", (Room("train/", "step, validate, save, stop when asked"),)),
+    Floor(
+        4,
+        "loops",
+        "#fce1e4",
+        (
+            Room("train/", "step, validate, save, stop when asked"),
+            Room("report/", "curves and tables of runs", "matplotlib"),
+        ),
+    ),
     Floor(
         3,
         "machinery",

@@ -4,6 +4,7 @@ Without it the first training run stands still for half a minute while every ran
 """
 
 import time
+from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
@@ -21,9 +22,10 @@ def build(name: str) -> str:
     Raises:
         RuntimeError: the compiler failed.
     """
-    builder = get_accelerator().create_op_builder(name)
+    accelerator: Any = get_accelerator()
+    builder = accelerator.create_op_builder(name)
     if builder is None:
-        return f"not needed on {get_accelerator().device_name()}"
+        return f"not needed on {accelerator.device_name()}"
     if not builder.is_compatible(verbose=False):
         return "not for this machine; what needs it is refused when asked for"
     began = time.perf_counter()

@@ -1,0 +1,237 @@
+"""`make demo`: the whole path on real text, by the commands that a user would type.
+
+Tokenizer, corpus, training on four ranks, a stop in the middle, the resume, a sample, a report. Tokenizer
+and corpus are made once; every demo trains in a run folder of its own under `demo/runs/`.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.rule import Rule
+
+from llmscale.config.load import load_config
+from llmscale.data.files import replace_file
+from llmscale.runtime.metrics import last_metrics, read_metrics
+
+CONFIG = Path("configs/pretrain/tiny.yaml")
+FOLDER = Path("demo")
+TEXT = FOLDER / "stdlib.jsonl"
+TOKENIZER = FOLDER / "tokenizer"
+CORPUS = FOLDER / "corpus" / "stdlib"
+RUNS = FOLDER / "runs"
+
+VOCABULARY = 8192
+MEASURED_STEPS = 4
+"""Steps of the trial run that tells how fast this machine is; the first is left out."""
+FEWEST_STEPS, MOST_STEPS = 12, 400
+EXIT_SAVED = 75
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+"""Folders of Python's installation that are someone else's code, or data for tests."""
+
+console = Console()
+
+
+class DemoFailed(Exception):
+    """A command did not do what the demo shows."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the demo's training is: so many steps, so many seconds each."""
+
+    steps: int
+    step_seconds: float
+
+    @property
+    def overrides(self) -> list[str]:
+        quarter = max(1, self.steps // 4)
+        return [
+            f"train.steps={self.steps}",
+            f"optimizer.warmup_steps={max(1, self.steps // 10)}",
+            f"train.validate_every={quarter}",
+            f"checkpoint.every={quarter}",
+        ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long to train")
+    minutes: float = parser.parse_args(arguments).minutes
+    try:
+        demonstrate(minutes)
+    except DemoFailed as failure:
+        console.print(f"[bold red]The demo stopped:[/] {escape(str(failure))}")
+        return 1
+    return 0
+
+
+def demonstrate(minutes: float) -> None:
+    began = time.perf_counter()
+    make_tokenizer_and_corpus()
+    stage("4", f"how fast is this machine: {MEASURED_STEPS} steps of {CONFIG}")
+    name = time.strftime("%Y%m%d-%H%M%S")
+    pace = measure_pace(minutes, f"{name}-trial")
+    console.print(f"{pace.step_seconds:.2f} s a step: {pace.steps} steps for {minutes:g} minutes")
+    run = RUNS / name
+    training = ["train", str(CONFIG), f"run.root={RUNS}", f"run.name={name}", *pace.overrides]
+    stage("5", "train on four ranks, tensor 2 × pipeline 2, ZeRO-1, bf16; stop it in the middle")
+    stopped_at = train_and_stop(training, run, pace.steps // 2)
+    stage("6", "the same command again goes on from there")
+    llmscale(*training)
+    check_steps(run, pace.steps)
+    stage("7", "let the model write")
+    llmscale("generate", str(run), "def ")
+    stage("8", "curves as a page and a picture")
+    llmscale("report", str(run))
+    conclude(run, stopped_at, time.perf_counter() - began)
+
+
+def make_tokenizer_and_corpus() -> None:
+    stage("1", f"the text: Python's own standard library, as {TEXT}")
+    if not TEXT.exists():
+        write_text(TEXT)
+    console.print(f"{TEXT}: {TEXT.stat().st_size / 1e6:.1f} MB")
+    stage("2", f"a tokenizer of {VOCABULARY:,} entries")
+    made = (TOKENIZER / "tokenizer.json").exists()
+    once(made, "data", "tokenizer", str(TEXT), "--out", str(TOKENIZER), "--vocabulary-size", str(VOCABULARY))
+    stage("3", "the corpus: tokens in Megatron's .bin / .idx")
+    made = CORPUS.with_suffix(".idx").exists()
+    once(made, "data", "tokenize", str(TEXT), "--tokenizer", str(TOKENIZER), "--out", str(CORPUS))
+
+
+def write_text(target: Path) -> None:
+    """One JSON line a file of the standard library, in the order of names."""
+    with replace_file(target) as file:
+        for path, text in library_files():
+            file.write(json.dumps({"path": path, "text": text}).encode() + b"\n")
+
+
+def library_files() -> Iterator[tuple[str, str]]:
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.rglob("*.py")):
+        name = path.relative_to(library)
+        if NOT_LIBRARY.isdisjoint(name.parts):
+            yield str(name), path.read_text(encoding="utf-8", errors="replace")
+
+
+def measure_pace(minutes: float, name: str) -> Pace:
+    """How many steps fit into `minutes`, from a trial run without checkpoint or validation."""
+    run = RUNS / name
+    llmscale(
+        *("train", str(CONFIG), f"run.root={RUNS}", f"run.name={name}", f"train.steps={MEASURED_STEPS}"),
+        *(
+            "optimizer.warmup_steps=1",
+            "train.validate_every=null",
+            "checkpoint.every=null",
+            "logging.wandb=off",
+        ),
+    )
+    seconds = median(line["step_seconds"] for line in read_metrics(run)[1:])
+    shutil.rmtree(run)
+    steps = int(minutes * 60 / seconds)
+    return Pace(min(max(steps, FEWEST_STEPS), MOST_STEPS), seconds)
+
+
+def train_and_stop(training: Sequence[str], run: Path, step: int) -> int:
+    """Start training, send SIGTERM once `step` is done; returns the step that was saved.
+
+    Raises:
+        DemoFailed: it ended before, or did not end with 75.
+    """
+    show(training)
+    with subprocess.Popen(command(training)) as process:
+        while process.poll() is None and last_step(run) < step:
+            time.sleep(0.1)
+        if process.poll() is None:
+            console.print(
+                f"\n[bold]SIGTERM after step {last_step(run)}[/], as a cluster sends at a time limit"
+            )
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    if code != EXIT_SAVED:
+        raise DemoFailed(f"the stopped run ended with exit code {code}, not {EXIT_SAVED}; see {run / 'logs'}")
+    console.print(f"saved at step {last_step(run)}, exit code {code}")
+    return last_step(run)
+
+
+def last_step(run: Path) -> int:
+    line = last_metrics(run)
+    return line["step"] if line else 0
+
+
+def check_steps(run: Path, steps: int) -> None:
+    """See that the metrics have each step once.
+
+    Raises:
+        DemoFailed: a step is missing, or stands there twice.
+    """
+    found = [line["step"] for line in read_metrics(run)]
+    if found != list(range(1, steps + 1)):
+        raise DemoFailed(f"{run / 'metrics.jsonl'} has steps {found}, not 1 to {steps}")
+
+
+def conclude(run: Path, stopped_at: int, seconds: float) -> None:
+    metrics = read_metrics(run)
+    first, last = metrics[0], metrics[-1]
+    speed = median(line["tokens_per_second"] for line in metrics)
+    parallel = load_config(CONFIG).parallel
+    lines = (
+        f"Python's own source became a tokenizer of {VOCABULARY:,} entries and a corpus: [b]{FOLDER}/[/]",
+        f"{last['step']} steps, {last['tokens']:,} tokens, tensor {parallel.tensor} × pipeline "
+        f"{parallel.pipeline}: loss {first['loss']:.2f} → [b]{last['loss']:.2f}[/], {speed:,.0f} tokens/s",
+        f"Stopped after step {stopped_at} (exit code {EXIT_SAVED}), resumed at {stopped_at + 1}: each step once",
+        f"Look at it: [b]{run}/report.html[/] and [b]{run}/loss.png[/]",
+        f"Next: [b]llmscale train {CONFIG} train.steps=2000[/]; your own data: README.md",
+    )
+    title = f"what happened, in {seconds / 60:.1f} minutes"
+    console.print(Panel("\n".join(lines), title=title, border_style="green"))
+
+
+def stage(number: str, title: str) -> None:
+    console.print()
+    console.print(Rule(f"[bold]{number} · {escape(title)}", align="left"))
+
+
+def once(made: bool, *arguments: str) -> None:
+    """Run a command whose result the demo keeps, unless it is there already."""
+    if made:
+        console.print("[dim]there from an earlier demo; `rm -r demo` to make it again[/]")
+    else:
+        llmscale(*arguments)
+
+
+def llmscale(*arguments: str) -> None:
+    """Run `llmscale` with `arguments`, its output on this terminal.
+
+    Raises:
+        DemoFailed: it did not end with exit code 0.
+    """
+    show(arguments)
+    code = subprocess.run(command(arguments), check=False).returncode
+    if code:
+        raise DemoFailed(f"`llmscale {' '.join(arguments)}` ended with exit code {code}")
+
+
+def show(arguments: Sequence[str]) -> None:
+    console.print(f"[bold cyan]$ llmscale {escape(' '.join(arguments))}", soft_wrap=True, highlight=False)
+
+
+def command(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "llmscale", *arguments]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
