@@ -192,7 +192,7 @@ def conclude(run: Path, stopped_at: int, seconds: float) -> None:
         f"Python's own source became a tokenizer of {VOCABULARY:,} entries and a corpus: [b]{FOLDER}/[/]",
         f"{last['step']} steps, {last['tokens']:,} tokens, tensor {parallel.tensor} × pipeline "
         f"{parallel.pipeline}: loss {first['loss']:.2f} → [b]{last['loss']:.2f}[/], {speed:,.0f} tokens/s",
-        f"Stopped after step {stopped_at} (exit code {EXIT_SAVED}), resumed at {stopped_at + 1}: each step once",
+        f"Stopped after step {stopped_at} (exit {EXIT_SAVED}), resumed at {stopped_at + 1}: each step once",
         f"Look at it: [b]{run}/report.html[/] and [b]{run}/loss.png[/]",
         f"Next: [b]llmscale train {CONFIG} train.steps=2000[/]; your own data: README.md",
     )
