@@ -66,7 +66,12 @@ def _now() -> float:
 
 
 def _rank_main(
-    rank: int, world_size: int, folder: str, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    folder: str,
+    results: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     import torch  # noqa: PLC0415  (the server has it; the parent may not)
 

@@ -19,7 +19,12 @@ ROWS_AT_ONCE = 256
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits_TV: Tensor, labels_T: Tensor, first_column: int, columns: int, group: ProcessGroup | None
+        ctx: Any,
+        logits_TV: Tensor,
+        labels_T: Tensor,
+        first_column: int,
+        columns: int,
+        group: ProcessGroup | None,
     ) -> Tensor:
         compute = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
         log_sum_T = torch.empty(labels_T.shape, dtype=compute, device=logits_TV.device)
@@ -53,7 +58,9 @@ class _CrossEntropy(torch.autograd.Function):
             mine = (local >= 0) & (local < columns)
             if columns:
                 chunk.scatter_add_(
-                    1, local.clamp(0, columns - 1)[:, None], torch.where(mine, -1.0, 0.0)[:, None].to(chunk.dtype)
+                    1,
+                    local.clamp(0, columns - 1)[:, None],
+                    torch.where(mine, -1.0, 0.0)[:, None].to(chunk.dtype),
                 )
             gradient_TV[rows, :columns] = chunk.mul_(gradient_T[rows, None])
         return gradient_TV, None, None, None, None

@@ -4,8 +4,9 @@ The loss of a step is the sum over all counted tokens of the global batch divide
 is its gradient, under every layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
@@ -72,7 +73,9 @@ class Engine:
             self.parameters = dict(self.module.named_parameters())
             self._mark_for_gradient_norm()
             groups = parameter_groups(self.parameters, self.declarations, config.optimizer.weight_decay)
-            self.deepspeed = deepspeed_engine(self.module, build_optimizer(config.optimizer, groups), config, world)
+            self.deepspeed = deepspeed_engine(
+                self.module, build_optimizer(config.optimizer, groups), config, world
+            )
             self.scheduled = self._scheduled_chunks()
         self.steps_done = 0
 
@@ -156,26 +159,34 @@ class Engine:
 
     def pieces_to_save(self) -> list[Piece]:
         """Views of all that this rank writes: over the ranks every element stands once."""
-        return self._pieces([n for n, d in self.declarations.items() if d.is_written_by(self.world.coordinates.tensor)])
+        return self._pieces(
+            [n for n, d in self.declarations.items() if d.is_written_by(self.world.coordinates.tensor)]
+        )
 
     def pieces_to_load(self) -> list[Piece]:
         """Views of all that this rank holds, replicas included, to be filled in place."""
         return self._pieces(list(self.declarations))
+
+    def weight_pieces(self) -> list[Piece]:
+        """Those of `pieces_to_load` that are weights, for a run that begins from another one's."""
+        return [piece for piece in self.pieces_to_load() if not piece.name.startswith(state.OPTIMIZER_PREFIX)]
 
     def _pieces(self, names: list[str]) -> list[Piece]:
         state.create_optimizer_state(self.deepspeed)
         return [
             piece
             for name in names
-            for piece in state.parameter_pieces(self.deepspeed, self.parameters[name], self.declarations[name])
+            for piece in state.parameter_pieces(
+                self.deepspeed, self.parameters[name], self.declarations[name]
+            )
         ]
 
     def counters(self) -> dict[str, int]:
         """Small numbers that belong to the pieces."""
         return {"step": self.steps_done, "optimizer_steps": state.optimizer_steps(self.deepspeed)}
 
-    def after_load(self, counters: dict[str, int]) -> None:
-        """Take over what was filled into `pieces_to_load`."""
+    def after_load(self, counters: Mapping[str, Any]) -> None:
+        """Take over what was filled into the pieces; `counters` as they were when those were saved."""
         with self.world.active():
             self.steps_done = counters["step"]
             state.set_optimizer_steps(self.deepspeed, counters["optimizer_steps"])

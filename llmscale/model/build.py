@@ -17,7 +17,9 @@ from llmscale.plan.parameters import padded_vocabulary_size
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
-def build_model(model: ModelSection, train: TrainSection, vocabulary_size: int, world: World) -> list[LanguageModel]:
+def build_model(
+    model: ModelSection, train: TrainSection, vocabulary_size: int, world: World
+) -> list[LanguageModel]:
     """This rank's chunks in order (one without interleaving), initialised, on the world's device.
 
     `world` must be active.
@@ -72,7 +74,9 @@ def megatron_config(
         # The engine divides by the tokens of the whole batch; the schedule must not divide again.
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=True,
-        recompute_granularity="full" if recompute_all else ("selective" if train.recompute == "selective" else None),
+        recompute_granularity="full"
+        if recompute_all
+        else ("selective" if train.recompute == "selective" else None),
         recompute_method="uniform" if recompute_all else None,
         recompute_num_layers=1 if recompute_all else None,
     )

@@ -55,6 +55,8 @@ def normal_box(seed: int, region: Region, deviation: float) -> Tensor:
         values = torch.randn(here.size, generator=generator)
         common = here.intersection(box)
         assert common is not None
-        drawn[common.shifted(tuple(-s for s in box.start)).slices] = values[common.shifted((-first, 0)).slices]
+        drawn[common.shifted(tuple(-s for s in box.start)).slices] = values[
+            common.shifted((-first, 0)).slices
+        ]
     drawn.mul_(deviation)
     return drawn.T if region.transpose else drawn

@@ -46,13 +46,17 @@ class LanguageModel(GPTModel):
             tokens_BS: int64; read by the first chunk, whose input they are.
             position_ids_BS: int64, positions within their sequence.
         """
-        hidden = self.embedding(input_ids=tokens_BS, position_ids=position_ids_BS) if self.pre_process else None
+        hidden = (
+            self.embedding(input_ids=tokens_BS, position_ids=position_ids_BS) if self.pre_process else None
+        )
         rotary = None
         if self.rotary_table is not None:
             rotary = self.rotary_table.at(position_ids_BS, self.config.params_dtype)
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary)
         if not self.post_process:
             return hidden
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        weight = (
+            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        )
         logits_SBV, _ = self.output_layer(hidden, weight=weight)
         return logits_SBV

@@ -35,7 +35,9 @@ class Norm(torch.nn.Module):
         self.partial_gradient = partial_gradient
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         has_bias = config.normalization == "LayerNorm"
-        self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype)) if has_bias else None
+        self.bias = (
+            torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype)) if has_bias else None
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.bias is None:

@@ -40,7 +40,8 @@ class Box:
         """The common block, or None where there is none."""
         start = tuple(max(a, b) for a, b in zip(self.start, other.start))
         size = tuple(
-            min(a + n, b + m) - s for a, n, b, m, s in zip(self.start, self.size, other.start, other.size, start)
+            min(a + n, b + m) - s
+            for a, n, b, m, s in zip(self.start, self.size, other.start, other.size, start)
         )
         return Box(start, size) if all(length > 0 for length in size) else None
 
@@ -102,14 +103,17 @@ def flat_range_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[tu
     if start < first_whole * row:
         yield from _within_row(shape, first_whole - 1, start, first_whole * row, row)
     if first_whole < last_whole:
-        yield first_whole * row, Box(
-            (first_whole, *(0 for _ in shape[1:])), (last_whole - first_whole, *shape[1:])
+        yield (
+            first_whole * row,
+            Box((first_whole, *(0 for _ in shape[1:])), (last_whole - first_whole, *shape[1:])),
         )
     if last_whole * row < stop:
         yield from _within_row(shape, last_whole, last_whole * row, stop, row)
 
 
-def _within_row(shape: Sequence[int], index: int, start: int, stop: int, row: int) -> Iterator[tuple[int, Box]]:
+def _within_row(
+    shape: Sequence[int], index: int, start: int, stop: int, row: int
+) -> Iterator[tuple[int, Box]]:
     for flat, box in flat_range_boxes(shape[1:], start - index * row, stop - index * row):
         yield flat + index * row, Box((index, *box.start), (1, *box.size))
 
@@ -129,4 +133,6 @@ def pieces_of_range(
                 continue
             part = block[common.shifted(tuple(-s for s in box.start)).slices]
             target = region.of_local(common)
-            yield Piece(prefix + region.name, region.shape, target.start, part.T if region.transpose else part)
+            yield Piece(
+                prefix + region.name, region.shape, target.start, part.t() if region.transpose else part
+            )

@@ -26,7 +26,9 @@ def block_spec(
     groups = {"tensor_group": world.tensor_group}
     norm = ModuleSpec(Norm, params=groups | {"partial_gradient": config.sequence_parallel})
     # A tensor rank applies the norm of single heads to its own heads only, whatever the sequence does.
-    head_norm = ModuleSpec(Norm, params=groups | {"partial_gradient": True}) if family.query_key_norm else None
+    head_norm = (
+        ModuleSpec(Norm, params=groups | {"partial_gradient": True}) if family.query_key_norm else None
+    )
     layer = ModuleSpec(
         TransformerLayer,
         submodules=TransformerLayerSubmodules(

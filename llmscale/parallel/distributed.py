@@ -10,7 +10,9 @@ from llmscale.parallel.device import has_cuda, rank_device
 from llmscale.parallel.environment import RankEnvironment
 
 
-def connect(environment: RankEnvironment, backend: str = "auto", timeout: timedelta = timedelta(minutes=30)) -> torch.device:
+def connect(
+    environment: RankEnvironment, backend: str = "auto", timeout: timedelta = timedelta(minutes=30)
+) -> torch.device:
     """Join the process group that `environment` describes; returns this rank's device.
 
     Args:

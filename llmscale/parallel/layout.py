@@ -45,7 +45,9 @@ class Layout:
         """
         model_ranks = parallel.tensor * parallel.pipeline * parallel.context
         if world_size % model_ranks:
-            raise ValueError(f"{world_size} ranks are no multiple of tensor × pipeline × context = {model_ranks}")
+            raise ValueError(
+                f"{world_size} ranks are no multiple of tensor × pipeline × context = {model_ranks}"
+            )
         return cls(
             tensor=parallel.tensor,
             pipeline=parallel.pipeline,

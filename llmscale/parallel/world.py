@@ -37,7 +37,9 @@ class World:
     is collective.
     """
 
-    def __init__(self, layout: Layout, device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
+    def __init__(
+        self, layout: Layout, device: torch.device, timeout: timedelta = timedelta(minutes=30)
+    ) -> None:
         ranks = torch.distributed.get_world_size()
         if ranks != layout.world_size:
             raise ValueError(f"the layout is for {layout.world_size} ranks, the process group has {ranks}")
@@ -123,7 +125,9 @@ class World:
     def last_stage_rank(self) -> int:
         """Global rank of the last stage of this rank's pipeline."""
         place = self.coordinates
-        return self.layout.rank(Coordinates(place.tensor, place.context, place.data, self.layout.pipeline - 1))
+        return self.layout.rank(
+            Coordinates(place.tensor, place.context, place.data, self.layout.pipeline - 1)
+        )
 
 
 def _gloo_group(timeout: timedelta) -> ProcessGroup:
