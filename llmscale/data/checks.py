@@ -85,7 +85,7 @@ def _mismatches(config: Config, index: CorpusIndex, info: CorpusInfo, tokenizer:
         )
     rows = config.model.vocabulary_size
     if config.tokenizer.path is None and rows is not None and rows < info.vocabulary_size:
-        yield f"has a vocabulary of {info.vocabulary_size:,} tokens, more than model.vocabulary_size = {rows:,}"
+        yield f"has {info.vocabulary_size:,} different tokens, more than model.vocabulary_size = {rows:,}"
 
 
 def _too_small(config: Config, section: str, index: CorpusIndex) -> Iterator[str]:

@@ -29,7 +29,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A folder to write files into, which becomes `path` (absent or empty) if the block ends without an error."""
+    """A folder to write into, which becomes `path` (absent or empty) if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

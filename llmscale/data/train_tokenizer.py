@@ -201,7 +201,7 @@ def _round_scores(model: bytes) -> bytes:
 
 
 def _bpe(pieces: list[str], scores: list[float]) -> models.BPE:
-    """SentencePiece merges whatever makes the piece of the best score; here each way to make it is a merge."""
+    """SentencePiece merges what makes the piece of the best score; here each way to make it is a merge."""
     normal = set(pieces[FIRST_PIECE:])
     merges: list[tuple[str, str]] = []
     for _, piece in sorted(zip(scores[FIRST_PIECE:], pieces[FIRST_PIECE:]), key=lambda pair: -pair[0]):

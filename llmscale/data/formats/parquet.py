@@ -1,0 +1,51 @@
+"""Parquet tables with the text in one column."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from llmscale.data.sources import PART_BYTES, BadText, Part, SourceOptions
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Row groups `first:last` of a file."""
+
+    file: str
+    modified: int
+    first: int
+    last: int
+    size: int
+    text_key: str
+
+    def documents(self) -> Iterator[str | None]:
+        try:
+            with pyarrow.parquet.ParquetFile(self.file) as table:
+                groups = list(range(self.first, self.last))
+                for batch in table.iter_batches(1024, row_groups=groups, columns=[self.text_key]):
+                    yield from (text or "" for text in batch.column(0).to_pylist())
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise BadText(f"{self.file} is damaged: {error}") from None
+
+
+def parts_of_file(file: Path, options: SourceOptions) -> list[Part]:
+    try:
+        metadata = pyarrow.parquet.read_metadata(file)
+        field_type = metadata.schema.to_arrow_schema().field(options.text_key).type
+    except KeyError:
+        names = ", ".join(metadata.schema.to_arrow_schema().names)  # type: ignore[possibly-undefined]
+        raise BadText(f"has no column {options.text_key!r}; --text-key may be one of: {names}") from None
+    except pyarrow.ArrowInvalid as error:
+        raise BadText(f"is no parquet file, or damaged: {error}") from None
+    if not (pyarrow.types.is_string(field_type) or pyarrow.types.is_large_string(field_type)):
+        raise BadText(f"column {options.text_key!r} holds {field_type}, not text")
+    modified, parts, first, size = file.stat().st_mtime_ns, [], 0, 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= PART_BYTES or group == metadata.num_row_groups - 1:
+            parts.append(RowGroups(str(file), modified, first, group + 1, size, options.text_key))
+            first, size = group + 1, 0
+    return parts
