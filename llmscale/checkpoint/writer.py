@@ -82,9 +82,15 @@ def write_part(request: SaveRequest, image: HostImage, tensors: dict[str, Tensor
 
 
 def report_failure(request: SaveRequest, reason: str) -> None:
-    """Tell rank 0 not to wait for this rank; its shard goes first, to make room for saying so."""
-    (request.partial / shard_file(request.rank)).unlink(missing_ok=True)
-    _tell(request, _failure_name(request.rank), canonical_json({"reason": reason}))
+    """Tell rank 0 not to wait for this rank; its shard goes first, to make room for saying so.
+
+    Where there is no room even then, taking the folder away needs none, and says it as well.
+    """
+    try:
+        (request.partial / shard_file(request.rank)).unlink(missing_ok=True)
+        _tell(request, _failure_name(request.rank), canonical_json({"reason": reason}))
+    except OSError:
+        request.store.abandon(request.step, request.save_id)
 
 
 def commit_parts(request: SaveRequest) -> Manifest:
@@ -125,6 +131,8 @@ def _wait_for_parts(request: SaveRequest) -> list[Part]:
     pause = FIRST_LOOK_SECONDS
     missing = set(range(request.world_size))
     while True:
+        if not request.partial.exists():
+            raise CheckpointError("another rank has failed and could not write down why")
         present = {path.name for path in request.partial.iterdir()}
         for rank in sorted(missing):
             if _failure_name(rank) in present:
