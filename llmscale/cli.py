@@ -77,6 +77,10 @@ def print_problems(problems: list[Problem]) -> None:
     console = Console(stderr=True)
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     console.print(Text(f"{count}, nothing was started:", style="bold red"))
+    if not console.is_terminal:
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
+        return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", overflow="fold")
     table.add_column(overflow="fold")

@@ -13,7 +13,7 @@ from llmscale.run.committed import committed_step
 from llmscale.run.entry import task_module
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
-from llmscale.runtime.run_folder import check_resume, locked, write_config
+from llmscale.runtime.run_folder import check_folder, check_resume, locked, write_config
 
 
 def train(
@@ -36,7 +36,8 @@ def run_training(config: Config) -> int:
         InputError: with every problem, before any rank starts.
     """
     folder = config.run_folder
-    problems = check_data(config) + check_resume(config, folder, committed_step(folder))
+    problems = check_data(config) + check_folder(folder)
+    problems += check_resume(config, folder, committed_step(folder))
     if problems:
         raise InputError(problems)
     with locked(folder, config.cluster.nodes):

@@ -1,7 +1,6 @@
 """A run folder's files as what a report shows. No torch, no matplotlib."""
 
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,8 +11,8 @@ from llmscale.runtime.describe import duration, quantity
 from llmscale.runtime.events import Event, read_events
 from llmscale.runtime.metrics import Metrics, read_metrics
 
-SMOOTHING = 0.9
-"""Weight of what was before in the smoothed loss."""
+SMOOTHING_PARTS = 40
+"""The smoothed loss averages a fortieth of the run to either side."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,14 @@ def gather(folder: Path) -> RunData:
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Exponential moving average that starts at the first value."""
-    return list(accumulate(values, lambda average, value: SMOOTHING * average + (1 - SMOOTHING) * value))
+    """Mean over a window around each step, smaller at the ends: unlike a running average it does not lag."""
+    reach = len(values) // SMOOTHING_PARTS
+    means: list[float] = []
+    for index in range(len(values)):
+        half = min(reach, index, len(values) - 1 - index)
+        window = values[index - half : index + half + 1]
+        means.append(sum(window) / len(window))
+    return means
 
 
 def summary(run: RunData) -> list[tuple[str, str]]:

@@ -67,12 +67,13 @@ def draw_loss(axes: Axes, runs: Sequence[RunData]) -> None:
                 linestyle="none",
                 marker="o",
                 markersize=6,
-                markeredgecolor="white",
+                markerfacecolor="white",
+                markeredgewidth=2,
                 label=f"{prefix}validation",
             )
         resumed = [event.step for event in run.events if event.kind == "resumed"]
         for index, step in enumerate(resumed):
-            label = f"{prefix}resumed" if index == 0 else None
+            label = "resumed" if index == 0 and len(runs) == 1 else None
             axes.axvline(step or 0, color=colour, linestyle=":", linewidth=1.2, label=label)
     axes.set_title("Loss")
 

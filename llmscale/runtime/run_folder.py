@@ -37,9 +37,21 @@ class AgentRecord:
         if self.host != socket.gethostname():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.created) < 1
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created) < 1
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+
+def check_folder(folder: Path) -> list[Problem]:
+    """What stands against writing to `folder`, which need not be there yet."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        return [Problem("run.root", folder, f"{nearest} is no folder; choose another run.root")]
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return [Problem("run.root", folder, f"{nearest} cannot be written to; choose another run.root")]
+    return []
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""The report of synthetic runs: one file that needs nothing beside it."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+from synthetic import STEPS, make_run
+
+from llmscale.commands.report import write_report
+from llmscale.report.gather import gather, smoothed, summary
+
+
+class Tags(HTMLParser):
+    """Which tags are open; void ones and SVG's self-closing ones close themselves."""
+
+    VOID = ("meta", "br", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_report_is_one_whole_file(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path, "first"), make_run(tmp_path, "second", seed=5)]
+    written = write_report(folders, tmp_path / "out")
+    assert sorted(path.name for path in written) == ["loss.png", "report.html"]
+    assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "out" / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert all(source.startswith(("#", "data:")) for source in tags.sources)
+    assert text.count("<svg") == 5
+    for shown in ("first", "second", "killed by SIGSEGV", "node-7", "train.steps", "perplexity"):
+        assert shown in text
+    assert "<b>Segmentation fault</b>" not in text and "&lt;b&gt;Segmentation" in text
+
+
+def test_superseded_steps_are_not_counted(tmp_path: Path) -> None:
+    run = gather(make_run(tmp_path, "first"))
+    assert run.steps == list(range(1, STEPS + 1))
+    assert [event.step for event in run.validations] == [25, 50, 75, 100]
+    rows = dict(summary(run))
+    assert rows["steps"] == "100 of 100"
+    assert rows["training time"] == "0:10"
+    assert rows["failures"] == "1, restarted 1 times"
+    assert re.fullmatch(r"\d\.\d{4} → \d\.\d{4}", rows["loss"])
+
+
+def test_run_without_a_step_has_a_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "first")
+    (folder / "metrics.jsonl").unlink()
+    assert [path.name for path in write_report([folder], folder)] == ["report.html"]
+
+
+def test_smoothing_does_not_lag() -> None:
+    line = [float(value) for value in range(200)]
+    assert smoothed(line) == line

@@ -1,0 +1,46 @@
+"""`events.jsonl`: many writers, torn lines."""
+
+import threading
+from pathlib import Path
+
+from llmscale.runtime.events import EventHook, EventLog, read_events
+from llmscale.runtime.hooks import Hooks, RunStart, SaveRecord, ValidationRecord
+
+
+def test_writers_do_not_mix(tmp_path: Path) -> None:
+    def write(writer: int) -> None:
+        log = EventLog(tmp_path)
+        for step in range(50):
+            log.write("saved", step, writer=writer, padding="x" * 500)
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events = read_events(tmp_path)
+    assert len(events) == 200
+    for writer in range(4):
+        assert [event.step for event in events if event.details["writer"] == writer] == list(range(50))
+
+
+def test_torn_line_costs_itself_only(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.write("started", 0)
+    with log.path.open("a") as file:
+        file.write('{"event": "saved", "ti')
+    log.write("failed", 7, rank=2, host="here")
+    assert [(event.kind, event.step) for event in read_events(tmp_path)] == [("started", 0), ("failed", 7)]
+
+
+def test_hook_tells_what_rank_0_knows(tmp_path: Path) -> None:
+    hooks = Hooks([EventHook(tmp_path)])
+    hooks.on_start(RunStart(step=0, steps=10, samples=0, tokens=0, world_size=1, parameters=1))
+    hooks.on_start(RunStart(step=5, steps=10, samples=40, tokens=400, world_size=1, parameters=1))
+    hooks.on_validation(ValidationRecord(6, 2.0, 7.4, 0.1))
+    hooks.on_save(SaveRecord(10, 0.5, "checkpoints/step-00000010"))
+    assert [(e.kind, e.step) for e in read_events(tmp_path)] == [
+        ("resumed", 5),
+        ("validated", 6),
+        ("saved", 10),
+    ]
