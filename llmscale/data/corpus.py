@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 """The integer types among Megatron's dtype codes."""
 
+OFFSETS_BLOCK = 1 << 20
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -137,9 +139,9 @@ def _read_header(idx: Path) -> tuple[type[np.integer[Any]], int, int]:
     return DTYPES[code], sequences, boundaries
 
 
-def _offsets_follow(offsets: np.ndarray, lengths: np.ndarray, item_bytes: int, block: int = 1 << 20) -> bool:
+def _offsets_follow(offsets: np.ndarray, lengths: np.ndarray, item_bytes: int) -> bool:
     """Whether each offset is the sum of the lengths before it, checked in blocks to save memory."""
-    expected = 0
+    expected, block = 0, OFFSETS_BLOCK
     for start in range(0, len(lengths), block):
         ends = expected + np.cumsum(lengths[start : start + block], dtype=np.int64) * item_bytes
         here = offsets[start : start + block]
