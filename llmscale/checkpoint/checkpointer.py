@@ -21,7 +21,7 @@ from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.epochs import claim_epoch, record_start
 from llmscale.checkpoint.errors import CheckpointError, SaveFailed
 from llmscale.checkpoint.loader import Accept, Loaded, load_first_sound
-from llmscale.checkpoint.manifest import json_object
+from llmscale.checkpoint.manifest import TensorEntry, json_object
 from llmscale.checkpoint.shards import HostImage, signature_of, tensor_entries
 from llmscale.checkpoint.store import Checkpoint, Store
 from llmscale.checkpoint.writer import SaveRequest, commit_parts, describe, report_failure, write_part
@@ -73,6 +73,7 @@ class Checkpointer:
         self._candidates: list[Checkpoint] = []
         """Rank 0: what the run may go on from, newest first."""
         self._image: HostImage | None = None
+        self._tensors: dict[str, TensorEntry] = {}
         self._thread: threading.Thread | None = None
         self._result: SaveOutcome | None = None
         """Rank 0: left by the thread when it ends."""
@@ -115,9 +116,10 @@ class Checkpointer:
         return epoch
 
     def _prepare(self, pieces: Sequence[Piece]) -> list[str]:
-        """Have an image that fits the pieces."""
+        """Have an image and a manifest part that fit the pieces."""
         if self._image is None or self._image.signature != signature_of(pieces):
             self._image = None
+            self._tensors = tensor_entries(pieces, self._agreement.rank)
             self._image = HostImage(pieces)
         return []
 
@@ -232,7 +234,7 @@ class Checkpointer:
             self._image.copy_from(pieces)
         except Exception as error:  # goes through the protocol: the other ranks wait for this rank's part
             failure = error
-        work = partial(self._finish, request, self._image, list(pieces), failure, asked)
+        work = partial(self._finish, request, self._image, failure, asked)
         # Not a daemon: the interpreter waits for it before it exits.
         self._thread = threading.Thread(target=work, name=f"save step {step}", daemon=False)
         self._thread.start()
@@ -241,7 +243,6 @@ class Checkpointer:
         self,
         request: SaveRequest,
         image: HostImage | None,
-        pieces: Sequence[Piece],
         failure: Exception | None,
         asked: float,
     ) -> None:
@@ -249,7 +250,7 @@ class Checkpointer:
         try:
             if failure is not None or image is None:
                 raise CheckpointError(f"the values cannot be copied: {failure}")
-            write_part(request, image, tensor_entries(pieces, request.rank))
+            write_part(request, image, self._tensors)
             if request.rank == 0:
                 self._result = self._commit(request, asked)
         except Exception as error:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmscale.checkpoint.errors import DamagedCheckpoint
@@ -13,15 +13,10 @@ CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def write_new(
-    path: Path | str,
-    chunks: Iterable[Bytes],
-    folder: int | None = None,
-    written: Callable[[Bytes], None] | None = None,
-) -> None:
+def write_new(path: Path | str, chunks: Iterable[Bytes], folder: int | None = None) -> None:
     """Write a file that must not exist yet, and make its bytes durable.
 
-    `folder` is an open folder that `path` is relative to; `written` is told of each chunk.
+    `folder` is an open folder that `path` is relative to.
     """
     descriptor = os.open(path, CREATE, 0o644, dir_fd=folder)
     try:
@@ -29,8 +24,6 @@ def write_new(
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-            if written is not None:
-                written(chunk)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -23,6 +23,10 @@ def blocks_of(image: memoryview) -> Iterator[memoryview]:
         yield image[start : start + BLOCK_BYTES]
 
 
+def hash_blocks(image: memoryview) -> tuple[str, ...]:
+    return tuple(hashlib.sha256(block).hexdigest() for block in blocks_of(image))
+
+
 def check_blocks(folder: Path, wanted: Iterable[tuple[ShardEntry, int]]) -> list[str]:
     """Reread the given blocks and compare their hashes. Returns what is wrong, by file and range."""
     with ThreadPoolExecutor(THREADS) as pool:

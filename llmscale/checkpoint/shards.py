@@ -221,3 +221,14 @@ class ShardReader:
 def memory_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous host tensor."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def header_faults(folder: Path, manifest: Manifest) -> list[str]:
+    """Shards whose headers do not list the manifest's boxes."""
+    faults = []
+    for shard, layout in zip(manifest.shards, ShardLayout.of_shards(manifest), strict=True):
+        try:
+            ShardReader(folder / shard.file, layout).close()
+        except DamagedCheckpoint as error:
+            faults.append(str(error))
+    return faults

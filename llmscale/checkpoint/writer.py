@@ -5,12 +5,12 @@ its shard and, once that is durable, `shard-N.json` (or `shard-N.failed.json` wi
 waits for all of them, proves that every element is stored exactly once, and commits.
 """
 
-import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from pydantic import JsonValue
 
 from llmscale.checkpoint.coverage import stored_faults
 from llmscale.checkpoint.errors import CheckpointError
-from llmscale.checkpoint.files import Bytes, open_folder, publish, read_small, write_new
-from llmscale.checkpoint.hashing import blocks_of, check_shard
+from llmscale.checkpoint.files import open_folder, publish, read_small, write_new
+from llmscale.checkpoint.hashing import blocks_of, check_shard, hash_blocks
 from llmscale.checkpoint.manifest import (
     Manifest,
     Part,
@@ -64,13 +64,10 @@ def write_part(request: SaveRequest, image: HostImage, tensors: dict[str, Tensor
         OSError: the disk refuses. CheckpointError: what was read back is not what was written.
     """
     file = shard_file(request.rank)
-    hashes: list[str] = []
-
-    def remember(block: Bytes) -> None:
-        hashes.append(hashlib.sha256(block).hexdigest())
-
-    write_new(request.partial / file, blocks_of(image.bytes_view), written=remember)
-    shard = ShardEntry(file=file, byte_count=len(image.bytes_view), blocks=tuple(hashes))
+    with ThreadPoolExecutor(1) as beside:
+        hashes = beside.submit(hash_blocks, image.bytes_view)
+        write_new(request.partial / file, blocks_of(image.bytes_view))
+    shard = ShardEntry(file=file, byte_count=len(image.bytes_view), blocks=hashes.result())
     faults = check_shard(request.partial, shard)
     if faults:
         raise CheckpointError("; ".join(faults))

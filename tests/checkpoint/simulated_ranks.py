@@ -27,7 +27,9 @@ def save(folder: Path, step: int, layout: RankedPieces, epoch: int | None = None
     store.begin(step, save_id)
     ranks = layout.ranks
     requests = [
-        SaveRequest(store, step, save_id, epoch, rank, len(ranks), {"step": step}, {"layout": len(ranks)}, 5.0)
+        SaveRequest(
+            store, step, save_id, epoch, rank, len(ranks), {"step": step}, {"layout": len(ranks)}, 5.0
+        )
         for rank in range(len(ranks))
     ]
     for request, pieces in zip(requests, ranks):

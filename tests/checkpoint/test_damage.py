@@ -118,7 +118,9 @@ def rewrite(path: Path, change: Callable[[dict], None]) -> None:
     content = json.loads((path / MANIFEST).read_bytes())
     change(content)
     data = json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-    manifest = Manifest.model_construct(save_id=content["save_id"], epoch=content["epoch"], step=content["step"])
+    manifest = Manifest.model_construct(
+        save_id=content["save_id"], epoch=content["epoch"], step=content["step"]
+    )
     (path / MANIFEST).write_bytes(data)
     (path / MARKER).write_bytes(marker_of(manifest, data).to_bytes())
 

@@ -109,7 +109,9 @@ def test_one_of_two_writers_dies(tmp_path: Path) -> None:
     choose = random.Random(3)
     newest = 0
     for kill in range(25):
-        ranks = [fork.Process(target=save_as, args=(tmp_path, rank, newest + 1), daemon=True) for rank in (0, 1)]
+        ranks = [
+            fork.Process(target=save_as, args=(tmp_path, rank, newest + 1), daemon=True) for rank in (0, 1)
+        ]
         for process in ranks:
             process.start()
         time.sleep(choose.uniform(0.02, 0.12))
@@ -133,5 +135,7 @@ def test_one_of_two_writers_dies(tmp_path: Path) -> None:
 
 def assert_one_step(path: Path, step: int) -> None:
     for rank in (0, 1):
-        values = torch.frombuffer(bytearray((path / f"shard-{rank:05d}.safetensors").read_bytes()[-64:]), dtype=torch.float32)
+        values = torch.frombuffer(
+            bytearray((path / f"shard-{rank:05d}.safetensors").read_bytes()[-64:]), dtype=torch.float32
+        )
         assert (values == step).all()

@@ -24,8 +24,10 @@ def assert_equal(found: RankedPieces, expected: dict[str, torch.Tensor]) -> None
     whole = found.whole()
     assert {name for name, tensor in expected.items() if tensor.numel()} == set(whole)
     for name, tensor in whole.items():
-        assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8)) if tensor.dim() else (
-            tensor == expected[name]
+        assert (
+            torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8))
+            if tensor.dim()
+            else (tensor == expected[name])
         ), name
 
 

@@ -38,7 +38,9 @@ def run_ranks(folder: Path, world_size: int, work: Callable[..., Any], *argument
     return [found[rank] for rank in range(world_size)]
 
 
-def _rank_main(rank: int, world_size: int, store: Path, results: Any, work: Callable[..., Any], arguments: Any):
+def _rank_main(
+    rank: int, world_size: int, store: Path, results: Any, work: Callable[..., Any], arguments: Any
+):
     torch.set_num_threads(1)
     timeout = timedelta(seconds=30)
     dist.init_process_group("gloo", f"file://{store}", timeout, world_size, rank)
@@ -66,7 +68,7 @@ def save_steps(rank: int, world_size: int, folder: Path, steps: list[int]) -> li
 
 
 def load_as(rank: int, world_size: int, folder: Path, bad_disk: tuple[int, str] | None = None):
-    """Load; `bad_disk` names a rank whose reads of a step fail. Returns step, what was passed over, exactness."""
+    """Load; `bad_disk` names a rank and the step whose reads fail there."""
     layout = deal(make_tensors(0), world_size, 9 + world_size, replicas=True, blank=True)
     if bad_disk and bad_disk[0] == rank:
         _break_reads(bad_disk[1])
@@ -76,7 +78,9 @@ def load_as(rank: int, world_size: int, folder: Path, bad_disk: tuple[int, str] 
         return str(error), any(piece.data.any() for piece in layout.ranks[rank])
     assert loaded is not None
     expected = make_tensors(loaded.step)
-    exact = all(torch.equal(piece.data, expected[piece.name][piece.box.slices]) for piece in layout.ranks[rank])
+    exact = all(
+        torch.equal(piece.data, expected[piece.name][piece.box.slices]) for piece in layout.ranks[rank]
+    )
     return loaded.step, len(loaded.passed_over), exact, loaded.progress
 
 
@@ -85,7 +89,7 @@ def _break_reads(step: str) -> None:
     real = os.preadv
 
     def failing(descriptor: int, *arguments: Any) -> int:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         if step in name and name.endswith(".safetensors"):
             raise OSError(5, "Input/output error")
         return real(descriptor, *arguments)

@@ -71,7 +71,7 @@ def sharded_matrices(draw: st.DrawFn) -> tuple[tuple[int, int], list[tuple[tuple
 
 @given(sharded_matrices(), st.integers(1, 4), st.data())
 def test_pieces_of_all_ranks_make_the_matrix_once(sharded, zero_ranks: int, data: st.DataObject) -> None:
-    """ZeRO ranges of tensor-parallel shards: every true element in one piece, padding in none, memory shared."""
+    """ZeRO ranges of tensor-parallel shards: each true element in one piece, padding in none."""
     shape, locals_ = sharded
     whole = torch.from_numpy(numbered(shape))
     count = torch.zeros(shape, dtype=torch.int64)
@@ -96,7 +96,8 @@ def test_fused_parameter_becomes_several_tensors() -> None:
     """Query, key and value rows of one local matrix, cut by a flat range in the middle of the key."""
     rows = torch.arange(24).reshape(6, 4)
     regions = [
-        Region(name, (2, 4), Box((2 * index, 0), (2, 4)), Box((0, 0), (2, 4))) for index, name in enumerate("qkv")
+        Region(name, (2, 4), Box((2 * index, 0), (2, 4)), Box((0, 0), (2, 4)))
+        for index, name in enumerate("qkv")
     ]
     pieces = list(pieces_of_range(rows.reshape(-1)[:14], (6, 4), 0, regions))
     assert [(piece.name, piece.start, tuple(piece.data.shape)) for piece in pieces] == [

@@ -1,0 +1,92 @@
+"""`llmscale checkpoint`: what a run has stored, and whether it is all there."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from llmscale.checkpoint.epochs import read_epochs
+from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.store import Checkpoint, inspect, locate, size_faults, verify
+from llmscale.config.problems import InputError, Problem
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Target = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint of it.", show_default=False
+    ),
+]
+COLORS = {"committed": "green", "uncommitted": "yellow", "fenced": "yellow", "damaged": "red"}
+
+
+@app.command("list")
+def list_command(target: Target) -> None:
+    """The steps that are stored: size, age, layout, state. Marker, manifest and shard sizes are looked at."""
+    table = Table(
+        "step", "size", "age", "ranks", "layout", "state", box=None, pad_edge=False, header_style="bold"
+    )
+    for found in _find(target):
+        table.add_row(str(found.step), *_row(found))
+    Console().print(table)
+
+
+@app.command("verify")
+def verify_command(target: Target) -> None:
+    """Reread every byte and compare hashes, coverage and headers. Ends with 1 where anything is wrong."""
+    # Needs torch, which listing does without.
+    from llmscale.checkpoint.coverage import stored_faults  # noqa: PLC0415
+    from llmscale.checkpoint.shards import header_faults  # noqa: PLC0415
+
+    console, faulty = Console(), False
+    for found in _find(target):
+        faults = verify(found)
+        if found.manifest is not None and not faults:
+            faults = stored_faults(found.manifest.tensors) + header_faults(found.path, found.manifest)
+        if found.state != "committed" and found.reason not in faults:
+            faults.insert(0, f"{found.state}: {found.reason}")
+        faulty = faulty or bool(faults)
+        size = decimal(found.manifest.byte_count) if found.manifest else "unknown size"
+        state = Text("damaged", "red") if faults else Text("sound", "green")
+        console.print(Text.assemble(f"step {found.step}, {size}: ", state))
+        for fault in faults:
+            console.print(f"  {fault}", markup=False, highlight=False)
+    if faulty:
+        raise typer.Exit(1)
+
+
+def _find(target: Path) -> list[Checkpoint]:
+    try:
+        found = locate(target)
+    except CheckpointError as error:
+        raise InputError([Problem("RUN|CHECKPOINT", target, str(error))]) from error
+    # A single checkpoint is judged by the history of the run that it lies in, too.
+    return [inspect(one.path, read_epochs(one.path.parent)) for one in found]
+
+
+def _row(found: Checkpoint) -> tuple[str | Text, ...]:
+    faults = size_faults(found)
+    state = "damaged" if faults else found.state
+    reason = "; ".join(faults) or found.reason
+    text = Text(f"{state}: {reason}" if reason else state, COLORS[state])
+    manifest = found.manifest
+    if manifest is None:
+        return "", "", "", "", text
+    layout = manifest.description.get("layout", "")
+    if isinstance(layout, dict):
+        layout = " ".join(f"{key}={value}" for key, value in layout.items())
+    return decimal(manifest.byte_count), _age(manifest.saved_at), str(len(manifest.shards)), str(layout), text
+
+
+def _age(saved_at: float) -> str:
+    seconds = max(0.0, time.time() - saved_at)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
