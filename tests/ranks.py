@@ -4,7 +4,9 @@ DeepSpeed loaded, joined by gloo."""
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pickle
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -48,21 +50,19 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
 
 def _collect(processes: list[Any], results: Any) -> list[Any]:
     found: dict[int, Any] = {}
-    deadline = _now() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while len(found) < len(processes):
         if not results._reader.poll(0.2):
             dead = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0) and i not in found]
             assert not dead, f"ranks {dead} died: exit codes {[processes[i].exitcode for i in dead]}"
-            assert _now() < deadline, f"ranks {sorted(set(range(len(processes))) - set(found))} hang"
+            assert time.monotonic() < deadline, (
+                f"ranks {sorted(set(range(len(processes))) - set(found))} hang"
+            )
             continue
         rank, value, error = results.get()
         assert error is None, f"rank {rank} failed:\n{error}"
-        found[rank] = value
+        found[rank] = pickle.loads(value)
     return [found[rank] for rank in range(len(processes))]
-
-
-def _now() -> float:
-    return __import__("time").monotonic()
 
 
 def _rank_main(
@@ -88,7 +88,8 @@ def _rank_main(
         timeout=timedelta(seconds=TIMEOUT_SECONDS),
     )
     try:
-        results.put((rank, function(rank, *arguments), None))
+        # By value: multiprocessing would pass tensors as files that die with this process.
+        results.put((rank, pickle.dumps(function(rank, *arguments)), None))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
         raise

@@ -65,7 +65,7 @@ def run_schedule(
     layout = world.layout
     iterators = [iter(list(enumerate(microbatches))) for _ in chunks]
     interleaved = len(chunks) > 1
-    reports = get_forward_backward_func(layout.pipeline, layout.interleave if interleaved else None)(
+    return get_forward_backward_func(layout.pipeline, layout.interleave if interleaved else None)(
         forward_step_func=forward_step,
         data_iterator=iterators if interleaved else iterators[0],
         model=chunks if interleaved else chunks[0],
@@ -74,4 +74,3 @@ def run_schedule(
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
-    return reports

@@ -1,0 +1,194 @@
+"""The same training under different layouts, and how far the results lie apart."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from llmscale.config.schema import Config
+from llmscale.data.batch import Batch
+from llmscale.engine.engine import Engine
+from llmscale.model.regions import Piece
+from llmscale.objectives.causal_lm import CausalLM
+from llmscale.parallel.layout import Layout
+from llmscale.parallel.rng import derived_seed
+from llmscale.parallel.world import World
+from tests.ranks import run_ranks
+
+STEPS = 20
+BETA = 0.9
+Patches = dict[str, Any]
+"""Dotted name → what stands there instead: a planted mistake."""
+
+
+@dataclass
+class Run:
+    """What one layout gave; tensors are whole, by Hugging Face name."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    gradients: dict[str, Tensor]
+    """Of the first step."""
+    weights: dict[str, Tensor]
+    """After the last step."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    loss: float
+    grad_norm: float
+    gradient: float
+    """Largest difference, relative to the largest element of the tensor."""
+    weight: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(loss=2e-6, grad_norm=1e-5, gradient=2e-5, weight=1e-4),
+    "fp64": Tolerance(loss=1e-12, grad_norm=2e-7, gradient=1e-12, weight=1e-12),
+}
+"""DeepSpeed returns the gradient norm in float32, whatever it was computed in."""
+
+
+def parity_config(
+    family: str = "llama",
+    tied: bool = False,
+    precision: str = "fp32",
+    zero: int = 1,
+    data: int = 1,
+    recompute: str = "none",
+    **parallel: Any,
+) -> Config:
+    ranks = parallel.get("tensor", 1) * parallel.get("pipeline", 1) * data
+    return Config.model_validate(
+        {
+            "model": {
+                "family": family,
+                "hidden_size": 64,
+                "layers": 4,
+                "heads": 8,
+                "kv_heads": 8 if family == "gpt2" else 4,
+                "ffn_size": 96,
+                "vocabulary_size": 1000,
+                "tie_embeddings": tied,
+                "sliding_window": 9 if family == "mistral" else None,
+            },
+            "train": {
+                "steps": STEPS,
+                "global_batch_size": 4,
+                "micro_batch_size": 1,
+                "sequence_length": 24,
+                "precision": precision,
+                "recompute": recompute,
+            },
+            "optimizer": {"lr": 1e-3, "betas": [BETA, 0.95], "clip": 0.0, "epsilon": 1e-4},
+            "parallel": parallel,
+            "zero": {"stage": zero},
+            "cluster": {"processes_per_node": ranks},
+        }
+    )
+
+
+def train(config: Config, patches: Patches | None = None, steps: int = STEPS) -> Run:
+    """Train under the config's layout in fresh ranks."""
+    reports = run_ranks(config.world_size, _train_rank, config, patches or {}, steps)
+    losses, grad_norms, _, _ = reports[0]
+    return Run(losses, grad_norms, _assemble(r[2] for r in reports), _assemble(r[3] for r in reports))
+
+
+def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[Any, ...]:
+    with ExitStack() as stack:
+        for name, replacement in patches.items():
+            stack.enter_context(mock.patch(name, replacement))
+        world = World(Layout.of(config.parallel, config.world_size), torch.device("cpu"))
+        engine = Engine(config, world, config.model.vocabulary_size or 0, CausalLM())
+        randomise_vectors(engine)
+        losses: list[float] = []
+        grad_norms: list[float] = []
+        gradients: list[Piece] = []
+        for step in range(steps):
+            result = engine.step(microbatches(config, world, step))
+            losses.append(result.loss)
+            grad_norms.append(result.grad_norm)
+            if step == 0:
+                # Adam's first moment is (1 - beta) × the gradient, and pieces of it are there under every stage.
+                prefix = "optimizer.exp_avg."
+                gradients = [
+                    Piece(p.name.removeprefix(prefix), p.shape, p.start, p.data.clone() / (1 - BETA))
+                    for p in engine.pieces_to_save()
+                    if p.name.startswith(prefix)
+                ]
+        weights = [
+            Piece(p.name, p.shape, p.start, p.data.clone())
+            for p in engine.pieces_to_save()
+            if not p.name.startswith("optimizer.")
+        ]
+        return losses, grad_norms, gradients, weights
+
+
+def randomise_vectors(engine: Engine) -> None:
+    """Norm weights and biases at random: at 1 and 0 many mistakes cancel."""
+    for piece in engine.weight_pieces():
+        if len(piece.shape) == 1:
+            generator = torch.Generator().manual_seed(derived_seed(piece.name))
+            whole = torch.randn(piece.shape, generator=generator) * 0.1 + ("norm" in piece.name)
+            piece.data.copy_(whole[piece.box.slices])
+    engine.after_load({"step": 0, "optimizer_steps": 0})
+
+
+def microbatches(config: Config, world: World, step: int) -> list[Batch]:
+    """This rank's part of a global batch of random tokens; a few of them do not count."""
+    train, replicas = config.train, world.layout.data
+    generator = torch.Generator().manual_seed(step)
+    shape = (train.global_batch_size, train.sequence_length + 1)
+    tokens = torch.randint(0, config.model.vocabulary_size or 0, shape, generator=generator)
+    mask = (torch.rand(shape, generator=generator) > 0.1).float()
+    rows = train.micro_batch_size
+    batches: list[Batch] = []
+    for microbatch in range(train.global_batch_size // (rows * replicas)):
+        first = (microbatch * replicas + world.coordinates.data) * rows
+        part, part_mask = tokens[first : first + rows], mask[first : first + rows]
+        positions = torch.arange(train.sequence_length).expand(rows, -1)
+        batches.append(
+            Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), part_mask[:, 1:], positions)
+        )
+    return batches
+
+
+def _assemble(pieces_of_ranks: Any) -> dict[str, Tensor]:
+    whole: dict[str, Tensor] = {}
+    for pieces in pieces_of_ranks:
+        for piece in pieces:
+            target = whole.setdefault(piece.name, torch.full(piece.shape, torch.nan, dtype=piece.data.dtype))
+            target[piece.box.slices] = piece.data
+    return whole
+
+
+def compare(run: Run, reference: Run, tolerance: Tolerance) -> None:
+    """
+    Raises:
+        AssertionError: naming the first thing that lies further apart than allowed.
+    """
+    for what, allowed, ours, theirs in (
+        ("loss", tolerance.loss, run.losses, reference.losses),
+        ("gradient norm", tolerance.grad_norm, run.grad_norms, reference.grad_norms),
+    ):
+        for step, (a, b) in enumerate(zip(ours, theirs, strict=True), 1):
+            assert abs(a - b) <= allowed * abs(b), f"{what} of step {step}: {a!r} against {b!r}"
+    for what, allowed, ours, theirs in (
+        ("gradient", tolerance.gradient, run.gradients, reference.gradients),
+        ("weight", tolerance.weight, run.weights, reference.weights),
+    ):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            apart = largest_difference(tensor, theirs[name])
+            assert apart <= allowed, f"{what} of {name}: {apart:.1e} apart"
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Relative to the largest element; NaN (an element that no rank has) is infinitely far."""
+    apart = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    return apart if apart == apart else float("inf")
