@@ -76,8 +76,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     table = Table("model", "precision", "peak GFLOP/s", "transformers tokens/s", "llmscale tokens/s", "ratio")
     for row in rows:
         cells = [
-            f"{row[name]['tokens_per_second']:,.0f} ±{row[name]['spread'] / 2:.0%} ({row[name]['utilisation']:.0%} of peak)"
-            for name in ("transformers", "llmscale")
+            f"{found['tokens_per_second']:,.0f} ±{found['spread'] / 2:.0%} ({found['utilisation']:.0%} of peak)"
+            for found in (row["transformers"], row["llmscale"])
         ]
         peak = f"{row['peak']['flops_per_second'] / 1e9:,.0f}"
         table.add_row(row["preset"], row["precision"], peak, *cells, f"{row['ratio']:.2f}")

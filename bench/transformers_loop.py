@@ -1,4 +1,7 @@
-"""Contender: transformers' LlamaForCausalLM in a plain training loop. fused AdamW, SDPA, weights in the precision."""
+"""Contender: transformers' LlamaForCausalLM in a plain training loop, with SDPA and fused AdamW.
+
+Weights, gradients and moments are all in the workload's precision: the fastest a plain loop does.
+"""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -5,11 +5,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from tokenizers import Tokenizer
 
 from llmscale.config.load import load_config
-from llmscale.config.problems import InputError, Problem
-from llmscale.config.schema import Config
+from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.plan.devices import device_named
 from llmscale.plan.memory import fullest_rank
 from llmscale.plan.neighbours import what_fits
@@ -37,7 +35,7 @@ def plan(
     model.vocabulary_size is set.
     """
     loaded = load_config(config, overrides or [])
-    vocabulary_size = _vocabulary_size(loaded)
+    vocabulary_size = resolved_vocabulary_size(loaded)
     target = device_named(device, loaded.cluster.processes_per_node)
     console = Console()
     console.print(plan_report(loaded, vocabulary_size, target, mfu))
@@ -48,17 +46,3 @@ def plan(
     console.print(f"[red]Does not fit:[/red] ranks of pipeline stage {stage} miss {missing}.")
     console.print(suggestions(what_fits(loaded, vocabulary_size, target.memory)))
     raise typer.Exit(2)
-
-
-def _vocabulary_size(config: Config) -> int:
-    """`model.vocabulary_size`, or else the tokenizer's."""
-    if config.model.vocabulary_size:
-        return config.model.vocabulary_size
-    file = (config.tokenizer.path or Path()) / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(file)).get_vocab_size()
-    except Exception as error:  # tokenizers raises plain Exception for every kind of bad file
-        message = (
-            f"cannot be read ({error}); make it with `llmscale data tokenizer`, or set model.vocabulary_size"
-        )
-        raise InputError([Problem("tokenizer.path", config.tokenizer.path, message)]) from None

@@ -7,17 +7,22 @@ LOSS_ROWS = 256
 """Tokens whose logits the loss works on at a time, in fp32."""
 
 
-def activation_bytes(config: Config, stage: int, width: int) -> int:
-    """Kept by a rank of `stage` when it holds most microbatches. `width` is the bytes of an element."""
+def activation_bytes(config: Config, stage: int, width: int, logits: int) -> int:
+    """Kept by a rank of `stage` when it holds most microbatches.
+
+    `width` is the bytes of an element, `logits` those of the logits and all that comes with them: a layer
+    that is computed again comes after they are gone, and needs only what is beyond them.
+    """
     parallel, train = config.parallel, config.train
-    tokens = train.micro_batch_size * train.sequence_length // parallel.context
+    element = train.micro_batch_size * train.sequence_length // parallel.context * width
     layers = config.model.layers // parallel.pipeline // parallel.interleave
     kept = chunks_in_flight(microbatches(config), parallel.pipeline, parallel.interleave, stage)
-    layer = layer_elements_per_token(config) * tokens * width
+    layer = layer_elements_per_token(config) * element
     if train.recompute == "full":
-        # The inputs of all layers, and all of the one layer that is being computed again.
-        return int(kept * layers * hidden_elements_per_token(config) * tokens * width + layer)
-    return int(kept * layers * layer)
+        inputs = kept * layers * hidden_elements_per_token(config) * element
+        return int(inputs + max(layer - logits, 0))
+    final_norm = norm_elements_per_token(config) * element if stage == parallel.pipeline - 1 else 0
+    return int(kept * layers * layer + final_norm)
 
 
 def logits_bytes(config: Config, vocabulary_size: int, width: int) -> int:
@@ -59,29 +64,32 @@ def hidden_elements_per_token(config: Config) -> float:
 def layer_elements_per_token(config: Config) -> float:
     """Elements that one layer keeps a token, on one tensor rank.
 
-    Inputs and outputs of both norms, the fused query-key-value projection, turned queries and keys, the
+    What its two norms keep, the fused query-key-value projection, turned queries and keys, the
     attention's output, and in the feed-forward layer what goes into and comes out of its activation.
-    Column-parallel layers keep their whole input even where the sequence is split: it is gathered
-    again in the backward pass, so that copy is not counted. Selective recomputation drops nothing
-    here: fused attention keeps no scores that could be dropped.
+    Column-parallel layers gather their input again in the backward pass where the sequence is split, so
+    that copy is not counted. Selective recomputation drops nothing here: fused attention keeps no scores.
     """
     model, tensor = config.model, config.parallel.tensor
-    query, key = (
-        model.heads * model.head_size_or_default,
-        model.kv_heads_or_default * model.head_size_or_default,
-    )
-    projected = query + 2 * key
-    attention = projected + query
-    if model.family != "gpt2":
-        attention += query + key
-    if model.family == "qwen3":
-        attention += query + key
+    query = model.heads * model.head_size_or_default
+    key = model.kv_heads_or_default * model.head_size_or_default
+    projected, attended = query + 2 * key, query
+    turned = 0 if model.family == "gpt2" else query + key
+    head_norms = (norm_copies(config) - 2) * (query + key) if model.family == "qwen3" else 0
     feed_forward = (2 if model.family == "gpt2" else 4) * model.ffn_size_or_default
-    hidden_states = (
-        4 if model.family == "gpt2" else NORM_STATES[config.train.precision]
-    ) * hidden_elements_per_token(config)
-    return hidden_states + (attention + feed_forward) / tensor
+    norms = 2 * norm_elements_per_token(config)
+    return norms + (projected + head_norms + turned + attended + feed_forward) / tensor
 
 
-NORM_STATES = {"fp32": 6, "bf16": 10, "fp64": 6}
-"""Hidden states that two RMSNorms keep: input, output and the normalised input, which bf16 has in fp32."""
+def norm_elements_per_token(config: Config) -> float:
+    return norm_copies(config) * hidden_elements_per_token(config)
+
+
+def norm_copies(config: Config) -> int:
+    """What a norm keeps, in units of its input.
+
+    LayerNorm keeps input and output; RMSNorm on a CPU the normalised input too, for bf16 in fp32 and with
+    the input in fp32. A fused one on a GPU keeps less: there this errs to the safe side.
+    """
+    if config.model.family == "gpt2":
+        return 2
+    return 5 if config.train.precision == "bf16" else 3

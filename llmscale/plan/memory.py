@@ -74,13 +74,14 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
         host, optimizer = (optimizer + own * state_width if zero.offload.optimizer == "cpu" else 0), 0
     if zero.offload.parameters != "none":
         host, weights = host + (weights if zero.offload.parameters == "cpu" else 0), 0
+    logits = logits_bytes(config, vocabulary_size, width) if stage == parallel.pipeline - 1 else 0
     return RankMemory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         buffers=0 if whole_gradient_kept else _buffers(config, count) * width,
-        activations=activation_bytes(config, stage, width),
-        logits=logits_bytes(config, vocabulary_size, width) if stage == parallel.pipeline - 1 else 0,
+        activations=activation_bytes(config, stage, width, logits),
+        logits=logits,
         step_copy=0 if whole_gradient_kept else own * state_width,
         host=host,
     )

@@ -99,10 +99,26 @@ BAD: list[tuple[str, str, str]] = [
     ("cluster.processes_per_node=6", "cluster.processes_per_node", "multiple of"),
     ("cluster.processes_per_node=2", "cluster.processes_per_node", "multiple of"),
     ("train.global_batch_size=30", "train.global_batch_size", "multiple of"),
-    ("train.batch_warmup={start: 6, increment: 4, samples: 9}", "train.batch_warmup.start", "multiple of 4"),
-    ("train.batch_warmup={start: 8, increment: 6, samples: 9}", "train.batch_warmup.increment", "multiple of 4"),
-    ("train.batch_warmup={start: 8, increment: 16, samples: 9}", "train.batch_warmup.increment", "whole steps"),
-    ("train.batch_warmup={start: 64, increment: 32, samples: 9}", "train.batch_warmup.increment", "whole steps"),
+    (
+        "train.batch_warmup={start: 6, increment: 4, samples: 9}",
+        "train.batch_warmup.start",
+        "multiple of 4",
+    ),
+    (
+        "train.batch_warmup={start: 8, increment: 6, samples: 9}",
+        "train.batch_warmup.increment",
+        "multiple of 4",
+    ),
+    (
+        "train.batch_warmup={start: 8, increment: 16, samples: 9}",
+        "train.batch_warmup.increment",
+        "whole steps",
+    ),
+    (
+        "train.batch_warmup={start: 64, increment: 32, samples: 9}",
+        "train.batch_warmup.increment",
+        "whole steps",
+    ),
     ("optimizer.schedule=wsd optimizer.decay_steps=500", "optimizer.decay_steps", "train.steps = 100"),
     ("optimizer.min_lr=1", "optimizer.min_lr", "above optimizer.lr"),
     ("data.split=[0, 1, 0]", "data.split", "nothing to train on"),
@@ -168,9 +184,15 @@ def test_all_at_once_and_fast(good: Path) -> None:
     keys = {problem.key for problem in problems_of(good, overrides)}
     assert time.perf_counter() - start < 1
     assert keys >= {
-        "train.stpes", "optimizer.lr", "zero.stage", "model.heads", "train.global_batch_size", "train.recompute",
-        "nonsense", "data.train",
-    }  # fmt: skip
+        "train.stpes",
+        "optimizer.lr",
+        "zero.stage",
+        "model.heads",
+        "train.global_batch_size",
+        "train.recompute",
+        "nonsense",
+        "data.train",
+    }
 
 
 @pytest.mark.parametrize(

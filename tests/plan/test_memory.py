@@ -5,7 +5,7 @@ import yaml
 
 from llmscale.config.load import load_preset
 from llmscale.config.schema import Config
-from llmscale.plan.activations import bubble, chunks_in_flight
+from llmscale.plan.activations import activation_bytes, bubble, chunks_in_flight, layer_elements_per_token
 from llmscale.plan.devices import GPUS, device_named
 from llmscale.plan.memory import fullest_rank, rank_memory
 from llmscale.plan.neighbours import what_fits
@@ -96,11 +96,16 @@ def test_bubble() -> None:
     assert bubble(8, 4, 2) == pytest.approx(1.5 / 9.5)
 
 
-def test_recomputation_keeps_layer_inputs_only() -> None:
-    none = rank_memory(config(), VOCABULARY, 0).activations
-    full = rank_memory(config(train={"recompute": "full"}), VOCABULARY, 0).activations
+def test_recomputation_keeps_layer_inputs_and_one_layer() -> None:
+    """The one layer takes the place of the logits, which are gone by then."""
     tokens, layers, hidden, width = 4 * 256, 4, 256, 2
-    assert full == none / layers + layers * tokens * hidden * width
+    layer = layer_elements_per_token(config()) * tokens * width
+    recomputed = config(train={"recompute": "full"})
+    inputs = layers * tokens * hidden * width
+    assert activation_bytes(recomputed, 0, width, logits=0) == inputs + layer
+    assert rank_memory(recomputed, 100, 0).activations < inputs + layer
+    assert rank_memory(recomputed, 500_000, 0).activations == inputs
+    assert rank_memory(config(), VOCABULARY, 0).activations > layers * layer
 
 
 def test_fullest_stage_is_told() -> None:

@@ -70,7 +70,7 @@ def test_model_cards(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_transformers_builds_as_many(name: str) -> None:
-    """Few layers are built and the rest counted from their difference: 126 layers of meta tensors are slow."""
+    """One and two layers are built, the rest is their difference: 126 layers of meta tensors are slow."""
     model = load_preset(name)
     vocabulary_size = model.vocabulary_size or 8192
     one, two = (
@@ -83,7 +83,7 @@ def test_transformers_builds_as_many(name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_ranks_hold_the_whole_model(family: str, tied: bool) -> None:
-    """Over all tensor ranks and stages: every matrix once, replicated tensors once a rank, the tied copy once more."""
+    """Over all tensor ranks and stages: every matrix once, the tied copy once more."""
     tensor, pipeline, vocabulary_size = 2, 4, 1024
     model = ModelSection.model_validate(
         {
