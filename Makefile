@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_OPTIONS ?=
 DEMO_MINUTES ?= 2
+BENCH_OPTIONS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-cluster bench soak lint docs clean
@@ -41,8 +42,9 @@ test: install  ## every test that needs no GPU and no long matrix
 test-cluster: install  ## tests against real SLURM and Ray daemons: none yet
 	@echo "test-cluster: llmscale does not hand jobs to SLURM or Ray yet, so there is nothing to test here."
 
-bench: install  ## speed against transformers and against this machine's own peak
-	$(BIN)/python -m llmscale.run.bench
+bench: install  ## speed against transformers and this machine's own peak, then layouts; BENCH_OPTIONS=--quick for a try
+	$(BIN)/python -m bench.training $(BENCH_OPTIONS)
+	$(BIN)/python -m bench.layouts $(BENCH_OPTIONS)
 
 soak: install  ## the full matrices: layouts, kills
 	$(BIN)/python -m pytest -m 'soak and not gpu' $(PYTEST_OPTIONS)

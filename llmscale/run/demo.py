@@ -5,14 +5,14 @@ and corpus are made once; every demo trains in a run folder of its own under `de
 """
 
 import argparse
-import json
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,12 +23,10 @@ from rich.panel import Panel
 from rich.rule import Rule
 
 from llmscale.config.load import load_config
-from llmscale.data.files import replace_file
 from llmscale.runtime.metrics import last_metrics, read_metrics
 
 CONFIG = Path("configs/pretrain/tiny.yaml")
 FOLDER = Path("demo")
-TEXT = FOLDER / "stdlib.jsonl"
 TOKENIZER = FOLDER / "tokenizer"
 CORPUS = FOLDER / "corpus" / "stdlib"
 RUNS = FOLDER / "runs"
@@ -38,7 +36,7 @@ MEASURED_STEPS = 4
 """Steps of the trial run that tells how fast this machine is; the first is left out."""
 FEWEST_STEPS, MOST_STEPS = 12, 400
 EXIT_SAVED = 75
-NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
 """Folders of Python's installation that are someone else's code, or data for tests."""
 
 console = Console()
@@ -81,63 +79,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demonstrate(minutes: float) -> None:
     began = time.perf_counter()
     make_tokenizer_and_corpus()
-    stage("4", f"how fast is this machine: {MEASURED_STEPS} steps of {CONFIG}")
+    stage("3", f"how fast is this machine: {MEASURED_STEPS} steps of {CONFIG}")
     name = time.strftime("%Y%m%d-%H%M%S")
     pace = measure_pace(minutes, f"{name}-trial")
     console.print(f"{pace.step_seconds:.2f} s a step: {pace.steps} steps for {minutes:g} minutes")
     run = RUNS / name
     training = ["train", str(CONFIG), f"run.root={RUNS}", f"run.name={name}", *pace.overrides]
-    stage("5", "train on four ranks, tensor 2 × pipeline 2, ZeRO-1, bf16; stop it in the middle")
-    stopped_at = train_and_stop(training, run, pace.steps // 2)
-    stage("6", "the same command again goes on from there")
+    stage("4", "train on four ranks, tensor 2 × pipeline 2; stop it in the middle")
+    stopped_at = train_and_stop(training, run, pace.steps // 2 + 1)
+    stage("5", "the same command again goes on from there")
     llmscale(*training)
     check_steps(run, pace.steps)
-    stage("7", "let the model write")
+    stage("6", "let the model write")
     llmscale("generate", str(run), "def ")
-    stage("8", "curves as a page and a picture")
+    stage("7", "curves as a page and a picture")
     llmscale("report", str(run))
     conclude(run, stopped_at, time.perf_counter() - began)
 
 
 def make_tokenizer_and_corpus() -> None:
-    stage("1", f"the text: Python's own standard library, as {TEXT}")
-    if not TEXT.exists():
-        write_text(TEXT)
-    console.print(f"{TEXT}: {TEXT.stat().st_size / 1e6:.1f} MB")
-    stage("2", f"a tokenizer of {VOCABULARY:,} entries")
+    text = [sysconfig.get_path("stdlib"), "--suffix", ".py"]
+    for folder in NOT_LIBRARY:
+        text += ["--exclude", folder]
+    stage("1", f"a tokenizer of {VOCABULARY:,} entries, from Python's standard library")
     made = (TOKENIZER / "tokenizer.json").exists()
-    once(made, "data", "tokenizer", str(TEXT), "--out", str(TOKENIZER), "--vocabulary-size", str(VOCABULARY))
-    stage("3", "the corpus: tokens in Megatron's .bin / .idx")
+    once(made, "data", "tokenizer", *text, "--output", str(TOKENIZER), "--vocabulary-size", str(VOCABULARY))
+    stage("2", "the corpus: that text as tokens, in Megatron's .bin / .idx")
     made = CORPUS.with_suffix(".idx").exists()
-    once(made, "data", "tokenize", str(TEXT), "--tokenizer", str(TOKENIZER), "--out", str(CORPUS))
-
-
-def write_text(target: Path) -> None:
-    """One JSON line a file of the standard library, in the order of names."""
-    with replace_file(target) as file:
-        for path, text in library_files():
-            file.write(json.dumps({"path": path, "text": text}).encode() + b"\n")
-
-
-def library_files() -> Iterator[tuple[str, str]]:
-    library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
-        name = path.relative_to(library)
-        if NOT_LIBRARY.isdisjoint(name.parts):
-            yield str(name), path.read_text(encoding="utf-8", errors="replace")
+    once(made, "data", "tokenize", *text, "--tokenizer", str(TOKENIZER), "--output", str(CORPUS))
 
 
 def measure_pace(minutes: float, name: str) -> Pace:
     """How many steps fit into `minutes`, from a trial run without checkpoint or validation."""
     run = RUNS / name
+    overrides = [f"train.steps={MEASURED_STEPS}", "optimizer.warmup_steps=1", "train.validate_every=null"]
     llmscale(
-        *("train", str(CONFIG), f"run.root={RUNS}", f"run.name={name}", f"train.steps={MEASURED_STEPS}"),
-        *(
-            "optimizer.warmup_steps=1",
-            "train.validate_every=null",
-            "checkpoint.every=null",
-            "logging.wandb=off",
-        ),
+        "train", str(CONFIG), f"run.root={RUNS}", f"run.name={name}", *overrides, "checkpoint.every=null"
     )
     seconds = median(line["step_seconds"] for line in read_metrics(run)[1:])
     shutil.rmtree(run)
@@ -222,11 +199,11 @@ def llmscale(*arguments: str) -> None:
     show(arguments)
     code = subprocess.run(command(arguments), check=False).returncode
     if code:
-        raise DemoFailed(f"`llmscale {' '.join(arguments)}` ended with exit code {code}")
+        raise DemoFailed(f"`llmscale {shlex.join(arguments)}` ended with exit code {code}")
 
 
 def show(arguments: Sequence[str]) -> None:
-    console.print(f"[bold cyan]$ llmscale {escape(' '.join(arguments))}", soft_wrap=True, highlight=False)
+    console.print(f"[bold cyan]$ llmscale {escape(shlex.join(arguments))}", soft_wrap=True, highlight=False)
 
 
 def command(arguments: Sequence[str]) -> list[str]:

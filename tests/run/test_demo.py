@@ -9,16 +9,6 @@ from llmscale.config.load import load_config
 from llmscale.run import demo
 
 
-def test_its_text_is_the_library_and_nothing_else(tmp_path: Path) -> None:
-    demo.write_text(tmp_path / "stdlib.jsonl")
-    documents = [json.loads(line) for line in (tmp_path / "stdlib.jsonl").read_text().splitlines()]
-    paths = [document["path"] for document in documents]
-    assert paths == sorted(paths)
-    assert {"ast.py", "json/decoder.py"} <= set(paths)
-    assert [path for path in paths if "site-packages" in path or "/test/" in f"/{path}"] == []
-    assert sum(len(document["text"]) for document in documents) > 5_000_000
-
-
 @pytest.mark.parametrize("steps", [demo.FEWEST_STEPS, 57, demo.MOST_STEPS])
 def test_every_pace_is_a_valid_config(repository: Path, steps: int) -> None:
     config = load_config(repository / demo.CONFIG, demo.Pace(steps, 1.0).overrides)
