@@ -27,6 +27,8 @@ class KeyValueCache:
 
     keys_PBKD: Tensor
     values_PBKD: Tensor
+    first_B: Tensor | None = None
+    """Where each row begins, with padding before it; None where all begin at 0."""
     length: int = 0
 
     def append(self, keys_SBKD: Tensor, values_SBKD: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,28 +117,32 @@ class SelfAttention(MegatronModule):
     def _attend(self, query_SBND: Tensor, key_TBKD: Tensor, value_TBKD: Tensor) -> Tensor:
         """Causal attention of S queries, the last of T ≥ S keys: [S, B, N × D]."""
         queries, keys = len(query_SBND), len(key_TBKD)
+        mask = self._mask(queries, keys, query_SBND.device)
         attended_BNSD = F.scaled_dot_product_attention(
             query_SBND.permute(1, 2, 0, 3),
             key_TBKD.permute(1, 2, 0, 3),
             value_TBKD.permute(1, 2, 0, 3),
-            attn_mask=self._mask(queries, keys, query_SBND.device),
+            attn_mask=mask,
             dropout_p=self.config.attention_dropout if self.training else 0.0,
-            is_causal=queries == keys and not self._window_cuts(keys),
+            is_causal=mask is None and queries == keys,
             enable_gqa=self.heads != self.kv_heads,
         )
         return attended_BNSD.permute(2, 0, 1, 3).flatten(2)
 
-    def _window_cuts(self, keys: int) -> bool:
-        return self.sliding_window is not None and keys > self.sliding_window
-
     def _mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
-        """Who may be seen, [queries, keys]; None where `is_causal` or a single query says it."""
-        window_cuts = self._window_cuts(keys)
-        if not window_cuts and (queries == keys or queries == 1):
+        """Who may be seen, [queries, keys] or, with padding, [B, 1, queries, keys]; None where `is_causal`
+        or a single query says it."""
+        first_B = self.cache.first_B if self.cache is not None else None
+        window = self.sliding_window if self.sliding_window and keys > self.sliding_window else None
+        if first_B is None and window is None and (queries == keys or queries == 1):
             return None
         query_position = torch.arange(keys - queries, keys, device=device)[:, None]
         key_position = torch.arange(keys, device=device)
         seen = key_position <= query_position
-        if window_cuts and self.sliding_window is not None:
-            seen &= key_position > query_position - self.sliding_window
+        if window is not None:
+            seen &= key_position > query_position - window
+        if first_B is not None:
+            # Padding sees itself: a softmax over nothing would not be a number.
+            seen = seen & (key_position >= first_B[:, None, None]) | (key_position == query_position)
+            seen = seen[:, None]
         return seen

@@ -24,13 +24,22 @@ def build_model(
 
     `world` must be active.
     """
-    family = family_named(model.family)
-    config = megatron_config(model, train, family, world)
-    chunks = range(world.layout.interleave)
-    built = [_build_chunk(model, train, family, config, vocabulary_size, world, chunk) for chunk in chunks]
+    built = build_chunks(model, train, vocabulary_size, world)
     for chunk in built:
         initialize(chunk, train.seed)
     return built
+
+
+def build_chunks(
+    model: ModelSection, train: TrainSection, vocabulary_size: int, world: World
+) -> list[LanguageModel]:
+    """As `build_model`, with weights of no meaning: for a model whose weights are loaded."""
+    family = family_named(model.family)
+    config = megatron_config(model, train, family, world)
+    return [
+        _build_chunk(model, train, family, config, vocabulary_size, world, chunk)
+        for chunk in range(world.layout.interleave)
+    ]
 
 
 def megatron_config(

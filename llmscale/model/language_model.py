@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+import torch.distributed
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
@@ -46,17 +48,34 @@ class LanguageModel(GPTModel):
             tokens_BS: int64; read by the first chunk, whose input they are.
             position_ids_BS: int64, positions within their sequence.
         """
+        hidden = self.hidden_states(tokens_BS, position_ids_BS)
+        return self.logits(hidden) if self.post_process else hidden
+
+    def hidden_states(self, tokens_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
+        """What the chunk's layers (and, on the last one, the final norm) make of its input."""
         hidden = (
             self.embedding(input_ids=tokens_BS, position_ids=position_ids_BS) if self.pre_process else None
         )
         rotary = None
         if self.rotary_table is not None:
             rotary = self.rotary_table.at(position_ids_BS, self.config.params_dtype)
-        hidden = self.decoder(hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary)
-        if not self.post_process:
-            return hidden
+        return self.decoder(hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary)
+
+    def logits(self, hidden_SBH: Tensor) -> Tensor:
+        """The last chunk's: logits of hidden states, [S, B, V / tensor ranks]."""
         weight = (
             self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         )
-        logits_SBV, _ = self.output_layer(hidden, weight=weight)
+        logits_SBV, _ = self.output_layer(hidden_SBH, weight=weight)
         return logits_SBV
+
+    def gathered_logits(self, hidden_SBH: Tensor) -> Tensor | None:
+        """The last chunk's: logits over the whole vocabulary, without its padding, [S, B, V] on tensor rank
+        0; None on the other tensor ranks. No gradient. Collective over them."""
+        local_SBV = self.logits(hidden_SBH).contiguous()
+        group = self.world.tensor_group
+        if group.size() == 1:
+            return local_SBV[..., : self.true_vocabulary_size]
+        parts = [torch.empty_like(local_SBV) for _ in range(group.size())] if group.rank() == 0 else None
+        torch.distributed.gather(local_SBV, parts, group=group, group_dst=0)
+        return torch.cat(parts, dim=-1)[..., : self.true_vocabulary_size] if parts else None
