@@ -44,7 +44,7 @@ def run_training(config: Config) -> int:
         write_config(config, folder)
         prepare_environment(config.cluster.processes_per_node, config.cluster.threads)
         # The server imports torch and all else that ranks need while this process imports torch too.
-        start_server([task_module(config.task)])
+        start_server([task_module(config.task)], folder / "logs" / "server.log")
         from llmscale.run.launch import run_agent  # noqa: PLC0415 -- the checks above must not wait for torch
 
         return run_agent(config, folder)

@@ -88,7 +88,7 @@ class Progress(Watcher):
             self.live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def poll(self) -> None:
         now = time.monotonic()

@@ -11,7 +11,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llmscale.runtime import stop_signal
+from llmscale.runtime.output import SERVER_LOG, write_to
 
 Entry = Callable[..., int]
 
@@ -32,18 +32,23 @@ LOG_TAIL_LINES = 20
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def start_server(preload: Sequence[str]) -> None:
+def start_server(preload: Sequence[str], log: Path | None = None) -> None:
     """Start the server that ranks are forked from; it imports `preload` while the caller goes on.
+
+    What the imports write goes to `log`, if given.
 
     Ctrl-C reaches every process of a terminal's group. It must not end the server or a rank: the
     agent hears it and asks the ranks to save. An ignored signal stays ignored in the child.
     """
-    CONTEXT.set_forkserver_preload(["llmscale.runtime.rank_signals", *preload])
+    CONTEXT.set_forkserver_preload(["llmscale.runtime.server_setup", *preload])
+    if log is not None:
+        os.environ[SERVER_LOG] = str(log)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, handler)
+        os.environ.pop(SERVER_LOG, None)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def _rank_main(
 ) -> None:
     stop_signal.install()
     _die_with_agent()
-    _write_to(log)
+    write_to(log)
     os.environ.update(variables)
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     print(f"--- rank {variables.get('RANK', '?')} pid {os.getpid()} started {stamp} ---", flush=True)
@@ -159,13 +164,3 @@ def _die_with_agent() -> None:
     agent = multiprocessing.parent_process()
     if agent is not None and not agent.is_alive():
         os._exit(1)
-
-
-def _write_to(log: Path) -> None:
-    """Send standard output and error, Python's and the libraries', to the end of `log`."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)

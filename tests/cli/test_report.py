@@ -43,7 +43,7 @@ def test_report_is_one_whole_file(tmp_path: Path) -> None:
     assert tags.open == []
     assert all(source.startswith(("#", "data:")) for source in tags.sources)
     assert text.count("<svg") == 5
-    for shown in ("first", "second", "killed by SIGSEGV", "node-7", "train.steps", "perplexity"):
+    for shown in ("first", "second", "killed by SIGSEGV", "node-7", "run.name", "perplexity"):
         assert shown in text
     assert "<b>Segmentation fault</b>" not in text and "&lt;b&gt;Segmentation" in text
 

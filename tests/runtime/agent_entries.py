@@ -107,3 +107,18 @@ def crash_after_progress(run_folder: Path) -> int:
 
 def refuse(run_folder: Path) -> int:
     return 2 if os.environ["RANK"] == "1" else train_slowly(run_folder)
+
+
+def die_on_first_start(run_folder: Path) -> int:
+    """Rank 3 dies once; the others end when all four have met again."""
+    rank = os.environ["RANK"]
+    first = not (run_folder / "died").exists()
+    if first and rank == "3":
+        (run_folder / "died").write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if first:
+        time.sleep(600)
+    (run_folder / f"again-{rank}").write_text("")
+    while len(list(run_folder.glob("again-*"))) < 4:
+        time.sleep(0.02)
+    return 0

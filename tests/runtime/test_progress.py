@@ -1,0 +1,82 @@
+"""What a terminal and a log file show of a run."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llmscale.config.schema import Config
+from llmscale.runtime.describe import duration, quantity
+from llmscale.runtime.events import EventLog
+from llmscale.runtime.progress import Follower, Progress
+
+LINE = {"loss": 2.5, "step_seconds": 0.5, "tokens_per_second": 12345.0, "mfu": 0.31, "memory_bytes": 2.0**30}
+
+
+def show(folder: Path, how: str, terminal: bool = False) -> str:
+    config = Config.model_validate({"train": {"steps": 100}, "logging": {"progress": how}})
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100, color_system=None)
+    with Progress(config, folder, console) as progress:
+        progress.poll()
+        with (folder / "metrics.jsonl").open("a") as file:
+            for step in range(1, 41):
+                file.write(json.dumps({"step": step, **LINE}) + "\n")
+        EventLog(folder).write("saved", 40, seconds=0.5, path="x")
+    return stream.getvalue()
+
+
+def test_lines(tmp_path: Path) -> None:
+    lines = show(tmp_path, "auto").splitlines()
+    assert lines == [
+        "saved step 40 in 0.5 s",
+        "step 40/100  loss 2.5000  12.3k tokens/s  MFU 31.0%  ETA 0:30  1.00 GiB",
+    ]
+
+
+def test_bar_on_a_terminal(tmp_path: Path) -> None:
+    shown = show(tmp_path, "auto", terminal=True)
+    for part in (
+        "starting 1 ranks",
+        "step 40/100",
+        "loss 2.5000",
+        "12.3k tokens/s",
+        "ETA 0:30",
+        "saved step 40",
+    ):
+        assert part in shown
+
+
+def test_off_says_events_only(tmp_path: Path) -> None:
+    assert show(tmp_path, "off") == "saved step 40 in 0.5 s\n"
+
+
+def test_follower_takes_whole_lines_and_new_files(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_text('{"step": 1}\n')
+    follower = Follower(path)
+    assert list(follower.new()) == []
+    with path.open("a") as file:
+        file.write('{"step": 2}\n{"st')
+    assert list(follower.new()) == [{"step": 2}]
+    with path.open("a") as file:
+        file.write('ep": 3}\n')
+    assert list(follower.new()) == [{"step": 3}]
+    (tmp_path / "new").write_text('{"step": 1}\n')
+    (tmp_path / "new").replace(path)
+    assert list(follower.new()) == []
+    with path.open("a") as file:
+        file.write('{"step": 2}\n')
+    assert list(follower.new()) == [{"step": 2}]
+
+
+@pytest.mark.parametrize(("number", "text"), [(7.0, "7"), (12345.0, "12.3k"), (1.5e6, "1.5M"), (2e9, "2G")])
+def test_quantity(number: float, text: str) -> None:
+    assert quantity(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (187, "3:07"), (3723, "1:02:03")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
