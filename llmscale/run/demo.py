@@ -164,14 +164,14 @@ def conclude(run: Path, stopped_at: int, seconds: float) -> None:
     metrics = read_metrics(run)
     first, last = metrics[0], metrics[-1]
     speed = median(line["tokens_per_second"] for line in metrics)
-    parallel = load_config(CONFIG).parallel
+    ranks = load_config(CONFIG).world_size
     lines = (
-        f"Python's own source became a tokenizer of {VOCABULARY:,} entries and a corpus: [b]{FOLDER}/[/]",
-        f"{last['step']} steps, {last['tokens']:,} tokens, tensor {parallel.tensor} × pipeline "
-        f"{parallel.pipeline}: loss {first['loss']:.2f} → [b]{last['loss']:.2f}[/], {speed:,.0f} tokens/s",
+        f"Made [b]{FOLDER}/[/]: a tokenizer of {VOCABULARY:,} entries and a corpus of Python's own source",
+        f"{last['step']} steps, {last['tokens']:,} tokens: loss {first['loss']:.2f} → [b]{last['loss']:.2f}[/], "
+        f"{speed:,.0f} tokens/s on {ranks} ranks",
         f"Stopped after step {stopped_at} (exit {EXIT_SAVED}), resumed at {stopped_at + 1}: each step once",
-        f"Look at it: [b]{run}/report.html[/] and [b]{run}/loss.png[/]",
-        f"Next: [b]llmscale train {CONFIG} train.steps=2000[/]; your own data: README.md",
+        f"Look at [b]{run}/report.html[/] and loss.png there",
+        f"Next: [b]source .venv/bin/activate; llmscale train {CONFIG}[/]",
     )
     title = f"what happened, in {seconds / 60:.1f} minutes"
     console.print(Panel("\n".join(lines), title=title, border_style="green"))
