@@ -1,5 +1,6 @@
 """Files that are whole and durable, or absent, and reading that trusts no file to be what it seems."""
 
+import errno
 import os
 import shutil
 import stat
@@ -11,6 +12,8 @@ from llmscale.checkpoint.errors import DamagedCheckpoint
 Bytes = bytes | memoryview
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+REMOVAL_ATTEMPTS = 10
 
 
 def write_new(path: Path | str, chunks: Iterable[Bytes], folder: int | None = None) -> None:
@@ -96,6 +99,15 @@ def read_exactly(descriptor: int, offset: int, target: bytearray | memoryview, p
 
 
 def remove_folder(path: Path, doomed: Path) -> None:
-    """Remove a folder in one step as far as others can see: it is renamed to `doomed` first."""
+    """Remove a folder in one step as far as others can see: it is renamed to `doomed` first.
+
+    Another rank that was just creating a file there may still get it in: then once more.
+    """
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    for attempts_left in reversed(range(REMOVAL_ATTEMPTS)):
+        try:
+            shutil.rmtree(doomed)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or not attempts_left:
+                raise

@@ -16,6 +16,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -105,9 +106,9 @@ class Store:
 
     def abandon(self, step: int, save_id: str) -> None:
         """Remove what a failed save has written; nothing to do where it is gone already."""
-        path = self.partial(step, save_id)
-        if path.exists():
-            remove_folder(path, self._hidden(step, save_id, "deleting"))
+        # Two ranks may give a save up at once; then one of them finds the folder gone.
+        with suppress(FileNotFoundError):
+            remove_folder(self.partial(step, save_id), self._hidden(step, save_id, "deleting"))
 
     def commit(self, manifest: Manifest) -> Path:
         """Turn the partial folder, whose shards are durable, into the committed checkpoint of its step.
