@@ -167,7 +167,7 @@ def conclude(run: Path, stopped_at: int, seconds: float) -> None:
     ranks = load_config(CONFIG).world_size
     lines = (
         f"Made [b]{FOLDER}/[/]: a tokenizer of {VOCABULARY:,} entries and a corpus of Python's own source",
-        f"{last['step']} steps, {last['tokens']:,} tokens: loss {first['loss']:.2f} → [b]{last['loss']:.2f}[/], "
+        f"{last['step']} steps, {last['tokens']:,} tokens: loss {first['loss']:.2f} → {last['loss']:.2f}, "
         f"{speed:,.0f} tokens/s on {ranks} ranks",
         f"Stopped after step {stopped_at} (exit {EXIT_SAVED}), resumed at {stopped_at + 1}: each step once",
         f"Look at [b]{run}/report.html[/] and loss.png there",
