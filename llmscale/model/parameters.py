@@ -4,12 +4,21 @@ Initial weights, gradient sums, gradient norm, checkpoints and export all read i
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.regions import Box, Region
 
-COLUMN_PARALLEL = ("word_embeddings.weight", "output_layer.weight", "linear_qkv", "linear_fc1")
+VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
+"""Cut along the vocabulary, the first dimension, over the tensor ranks; the last rows may be padding."""
+COLUMN_PARALLEL = (
+    *VOCABULARY,
+    "linear_qkv.weight",
+    "linear_qkv.bias",
+    "linear_fc1.weight",
+    "linear_fc1.bias",
+)
 """Cut along the first dimension over the tensor ranks."""
 ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")
 """Cut along the second dimension."""
@@ -50,64 +59,71 @@ def declare_parameters(chunk: LanguageModel) -> dict[str, ParameterDeclaration]:
 
 
 def _declare(chunk: LanguageModel, local_name: str, shape: tuple[int, ...]) -> ParameterDeclaration:
-    column = any(name in local_name for name in COLUMN_PARALLEL)
-    row = any(name in local_name for name in ROW_PARALLEL)
     tied_stages = chunk.share_embeddings_and_output_weights and chunk.world.layout.pipeline > 1
     is_output = local_name == "output_layer.weight"
     return ParameterDeclaration(
         local_name=local_name,
         shape=shape,
-        regions=tuple(_regions(chunk, local_name, shape, column, row)),
-        tensor_replicated=not (column or row),
+        regions=tuple(_regions(chunk, local_name, shape)),
+        tensor_replicated=not local_name.endswith(COLUMN_PARALLEL + ROW_PARALLEL),
         pipeline_replica=tied_stages and is_output,
         tied=tied_stages and (is_output or local_name == "embedding.word_embeddings.weight"),
     )
 
 
-def _regions(
-    chunk: LanguageModel, local_name: str, shape: tuple[int, ...], column: bool, row: bool
-) -> list[Region]:
-    """Rows of the local tensor, part after part, in their Hugging Face tensors."""
-    tensor_ranks = chunk.world.layout.tensor
-    tensor_rank = chunk.world.coordinates.tensor
-    names, transposed = _hugging_face_names(chunk, local_name)
-    parts = _row_parts(chunk, local_name, shape[0] * (tensor_ranks if column else 1))
-    others = (shape[1] * tensor_ranks if row else shape[1],) if len(shape) > 1 else ()
-    first_other = (shape[1] * tensor_rank if row else 0,) if len(shape) > 1 else ()
-    fused = len(names) < len(parts)
-    regions: list[Region] = []
-    local_start = part_start = 0
-    for index, rows in enumerate(parts):
-        local_rows = -(-shape[0] * rows // sum(parts)) if column else rows
-        start = local_rows * tensor_rank if column else 0
-        if "word_embeddings" in local_name or "output_layer" in local_name:
-            local_rows, rows = _vocabulary_rows(chunk, shape[0])
-            start = shape[0] * tensor_rank
-        hf_shape = (sum(parts) if fused else rows, *others)
-        region = Region(
-            name=names[0] if fused else names[index],
-            shape=hf_shape[::-1] if transposed else hf_shape,
-            local=Box((local_start, *(0 for _ in others)), (local_rows, *shape[1:])),
-            box=Box(((part_start if fused else 0) + start, *first_other), (local_rows, *shape[1:])),
-            transpose=transposed,
-        )
-        if transposed:
-            region = Region(region.name, region.shape, region.local, region.box.transposed(), True)
-        if local_rows:
-            regions.append(region)
-        local_start += local_rows
-        part_start += rows
-    return regions
+@dataclass(frozen=True)
+class _Part:
+    """Rows that lie together in the local tensor and in one Hugging Face tensor, taken over all ranks."""
+
+    name: str
+    rows: int
+    first_row: int
+    """Where they begin in the Hugging Face tensor."""
+    tensor_rows: int
+    """Rows of that whole tensor."""
 
 
-def _vocabulary_rows(chunk: LanguageModel, local_rows: int) -> tuple[int, int]:
-    """True rows of the vocabulary on this rank, and on all."""
-    size = chunk.true_vocabulary_size
-    return max(0, min(local_rows, size - local_rows * chunk.world.coordinates.tensor)), size
+def _regions(chunk: LanguageModel, local_name: str, shape: tuple[int, ...]) -> Iterator[Region]:
+    """The local tensor's rows, part after part, as boxes of their Hugging Face tensors."""
+    ranks, rank = chunk.world.layout.tensor, chunk.world.coordinates.tensor
+    columns = shape[1:]
+    whole_columns, first_column = columns, tuple(0 for _ in columns)
+    if local_name.endswith(ROW_PARALLEL):
+        whole_columns, first_column = (columns[0] * ranks,), (columns[0] * rank,)
+    is_cut = local_name.endswith(COLUMN_PARALLEL)
+    transpose = local_name.endswith(chunk.family.transposed)
+    local_row = 0
+    for part in _parts(chunk, local_name, shape[0] * ranks if is_cut else shape[0]):
+        rows = part.rows // ranks if is_cut else part.rows
+        first_row = part.first_row + (rows * rank if is_cut else 0)
+        true_rows = max(0, min(rows, part.tensor_rows - first_row))
+        size = (true_rows, *columns)
+        whole = (part.tensor_rows, *whole_columns)
+        box = Box((first_row, *first_column), size)
+        if true_rows:
+            yield Region(
+                name=part.name,
+                shape=whole[::-1] if transpose else whole,
+                local=Box((local_row, *(0 for _ in columns)), size),
+                box=box.transposed() if transpose else box,
+                transpose=transpose,
+            )
+        local_row += rows
 
 
-def _row_parts(chunk: LanguageModel, local_name: str, rows: int) -> list[int]:
-    """Rows, over all ranks, of the parts that lie one after the other in the local tensor."""
+def _parts(chunk: LanguageModel, local_name: str, rows: int) -> list[_Part]:
+    """What a local tensor of `rows` rows (of all ranks together) is made of, in order."""
+    names = _hugging_face_names(chunk, local_name)
+    if local_name.endswith(VOCABULARY):
+        return [_Part(names[0], rows, 0, chunk.true_vocabulary_size)]
+    sizes = _part_sizes(chunk, local_name, rows)
+    if len(names) == len(sizes):
+        return [_Part(name, size, 0, size) for name, size in zip(names, sizes)]
+    # One Hugging Face tensor holds all parts, one after the other.
+    return [_Part(names[0], size, sum(sizes[:index]), sum(sizes)) for index, size in enumerate(sizes)]
+
+
+def _part_sizes(chunk: LanguageModel, local_name: str, rows: int) -> list[int]:
     model = chunk.model_section
     if "linear_qkv" in local_name:
         head = model.head_size_or_default
@@ -117,13 +133,11 @@ def _row_parts(chunk: LanguageModel, local_name: str, rows: int) -> list[int]:
     return [rows]
 
 
-def _hugging_face_names(chunk: LanguageModel, local_name: str) -> tuple[tuple[str, ...], bool]:
+def _hugging_face_names(chunk: LanguageModel, local_name: str) -> tuple[str, ...]:
     found = _LAYER_PREFIX.match(local_name)
-    if found is None:
-        key, layer = local_name, 0
-    else:
+    key, layer = local_name, 0
+    if found is not None:
         key, layer = local_name[found.end() :], chunk.decoder.layers[int(found.group(1))].layer_number - 1
     if key == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
         key = "embedding.word_embeddings.weight"
-    names = tuple(name.format(layer=layer) for name in chunk.family.names[key])
-    return names, key.endswith(chunk.family.transposed) if chunk.family.transposed else False
+    return tuple(name.format(layer=layer) for name in chunk.family.names[key])

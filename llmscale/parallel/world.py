@@ -6,9 +6,9 @@ different layouts can so take turns in the same processes.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import megatron.core.parallel_state as parallel_state
@@ -28,6 +28,7 @@ def register_stateful_module(module: ModuleType) -> None:
     """Count `module`'s globals among what a World owns. Before the first World is made."""
     if module not in _STATEFUL_MODULES:
         _STATEFUL_MODULES.append(module)
+        _PRISTINE.update(_snapshot([module]))
 
 
 class World:
@@ -141,19 +142,19 @@ def _gloo_group(timeout: timedelta) -> ProcessGroup:
 
 def _is_state(name: str, value: Any) -> bool:
     """Module globals that hold state: `_LIKE_THIS`, and DeepSpeed's `mpu`."""
-    return (name.startswith("_") and name[1:2].isalpha() and name == name.upper() or name == "mpu") and not (
-        isinstance(value, (type, ModuleType)) or callable(value) and not hasattr(value, "get_states")
-    )
+    if isinstance(value, (type, ModuleType, FunctionType)):
+        return False
+    return name == "mpu" or (name[:1] == "_" and name[1:2].isalpha() and name == name.upper())
 
 
-def _snapshot() -> dict[ModuleType, dict[str, Any]]:
+def _snapshot(modules: Sequence[ModuleType] = _STATEFUL_MODULES) -> dict[ModuleType, dict[str, Any]]:
     return {
         module: {
             name: dict(value) if type(value) is dict else value
             for name, value in vars(module).items()
             if _is_state(name, value)
         }
-        for module in _STATEFUL_MODULES
+        for module in modules
     }
 
 

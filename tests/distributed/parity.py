@@ -1,6 +1,5 @@
 """The same training under different layouts, and how far the results lie apart."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +113,7 @@ def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[A
             losses.append(result.loss)
             grad_norms.append(result.grad_norm)
             if step == 0:
-                # Adam's first moment is (1 - beta) × the gradient, and pieces of it are there under every stage.
+                # Adam's first moment is (1 - beta) × the gradient; every ZeRO stage has pieces of it.
                 prefix = "optimizer.exp_avg."
                 gradients = [
                     Piece(p.name.removeprefix(prefix), p.shape, p.start, p.data.clone() / (1 - BETA))

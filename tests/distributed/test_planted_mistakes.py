@@ -51,7 +51,7 @@ MISTAKES = {
     "tied gradients not summed": (
         {"pipeline": 2, "tied": True},
         {"llmscale.engine.engine.Engine._sum_tied_gradients": sum_nothing},
-        "gradient",
+        "loss",
     ),
     "padded logits not masked": (
         {"tensor": 2},
