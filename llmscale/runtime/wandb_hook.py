@@ -60,7 +60,7 @@ class WandbHook(Hook):
 
     def on_end(self, step: int, preempted: bool) -> None:
         if self.run is not None:
-            self._attempt(lambda: self.run.finish(quiet=True))
+            self._attempt(lambda: self.run.finish())
 
     def _open(self) -> None:
         import wandb  # noqa: PLC0415 -- optional, and slow to import

@@ -69,9 +69,9 @@ def kill_once(run_folder: Path) -> int:
     victim, step, how = plan.randrange(environment.world_size), plan.randrange(1, 10), plan.choice(FATES)
     if environment.restart_count:
         return 0
-    (run_folder / "victim").write_text(json.dumps({"rank": victim, "how": how}))
     if environment.rank != victim:
         time.sleep(600)
+    (run_folder / "victim").write_text(json.dumps({"rank": victim, "how": how}))
     time.sleep(step * STEP_SECONDS)
     print("about to go", flush=True)
     (run_folder / "died").write_text(repr(time.time()))

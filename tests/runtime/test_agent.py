@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import agent_entries
@@ -165,32 +166,53 @@ def test_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert steps == list(range(1, agent_entries.STEPS + 1))
 
 
-def test_ranks_die_with_the_agent(tmp_path: Path) -> None:
-    program = (
-        "import sys, pathlib, agent_entries\n"
-        "from llmscale.runtime.agent import Agent, Job, Watcher\n"
-        "from llmscale.runtime.ranks import start_server\n"
-        "start_server(['agent_entries'])\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "Agent(Job(folder, agent_entries.ignore_signals, (folder,), 2, lambda: None), Watcher()).run_job()\n"
-    )
+AGENT = (
+    "import sys, pathlib, agent_entries\n"
+    "from llmscale.runtime.agent import Agent, Job, Watcher\n"
+    "from llmscale.runtime.ranks import start_server\n"
+    "start_server(['agent_entries'])\n"
+    "folder, entry = pathlib.Path(sys.argv[1]), getattr(agent_entries, sys.argv[2])\n"
+    "sys.exit(Agent(Job(folder, entry, (folder,), 2, lambda: None), Watcher()).run_job())\n"
+)
+
+
+@contextmanager
+def agent_elsewhere(folder: Path, entry: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An agent in a process group of its own, with both of its ranks at work."""
     agent = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
+        [sys.executable, "-c", AGENT, str(folder), entry],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 60
-        while not all_alive(tmp_path, 2) and time.monotonic() < deadline:
+        while not all_alive(folder, 2) and time.monotonic() < deadline:
             time.sleep(0.05)
-        pids = [int(path.read_text()) for path in tmp_path.glob("alive-*")]
-        assert len(pids) == 2
+        assert all_alive(folder, 2)
+        yield agent
     finally:
         agent.kill()
         agent.wait()
-    deadline = time.monotonic() + 5
-    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_ranks_die_with_the_agent(tmp_path: Path) -> None:
+    with agent_elsewhere(tmp_path, "ignore_signals") as agent:
+        pids = [int(path.read_text()) for path in tmp_path.glob("alive-*")]
+        agent.kill()
+        agent.wait()
+        deadline = time.monotonic() + 5
+        while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_whole_process_group_saves_too(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C on a terminal and schedulers reach agent, server and ranks at once."""
+    with agent_elsewhere(tmp_path, "train_slowly") as agent:
+        os.killpg(agent.pid, number)
+        assert agent.wait(20) == 75
+    assert kinds(tmp_path) == ["started", "preempted"]
 
 
 def test_nothing_listens_off_loopback(tmp_path: Path) -> None:

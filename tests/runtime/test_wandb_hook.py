@@ -27,7 +27,7 @@ class FakeRun:
             raise ConnectionError("no route to host")
         self.logged.append((step, numbers))
 
-    def finish(self, quiet: bool) -> None:
+    def finish(self) -> None:
         self.finished = True
 
 
@@ -89,3 +89,13 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
     off = Config.model_validate({"logging": {"wandb": "off"}})
     assert len(standard_hooks(off, tmp_path, rank=0).hooks) == 2
     assert standard_hooks(off, tmp_path, rank=1).hooks == []
+
+
+def test_real_wandb_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("wandb")
+    hook = WandbHook(Config(), tmp_path, "offline")
+    hook.on_start(START)
+    hook.on_step(STEP)
+    hook.on_end(1, preempted=False)
+    assert [entry.message for entry in caplog.records if "wandb is off" in entry.message] == []
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
