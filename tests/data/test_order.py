@@ -58,6 +58,16 @@ def test_the_batch_size_does_not_change_the_order(corpora: list[Path]):
     assert torch.equal(small, rows_of_step(config, 1, 0, 16))
 
 
+FIRST_TOKENS = [198, 190, 448, 982, 458, 674, 204, 391, 291, 397, 706, 123]
+
+
+def test_the_order_stays_what_it_was(corpora: list[Path]):
+    """A run that is resumed by a later version must go on with the samples that come next."""
+    blend = open_blend(blended(corpora), "train")
+    first = [int(blend.sample(number)["tokens"][0]) for number in range(12)]
+    assert first == FIRST_TOKENS
+
+
 def test_seed_changes_the_order(corpora: list[Path]):
     assert not torch.equal(
         rows_of_step(blended(corpora, train={"seed": 1}), 1, 0, 8),
@@ -147,7 +157,7 @@ def test_validation_reads_every_token_once(corpora: list[Path]):
     assert sum((available - tokens).values()) == 1 and not tokens - available
 
 
-def test_validation_is_the_same_for_every_seed_and_apart_from_training(corpora: list[Path]):
+def test_validation_is_the_same_for_every_seed(corpora: list[Path]):
     def validation(seed: int) -> torch.Tensor:
         config = config_with([(corpora[0], 1)], train={"seed": seed}, data={"split": [0.9, 0.1, 0]})
         with BatchSource(config, "validation", 0, 1) as source:
