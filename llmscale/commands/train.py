@@ -9,6 +9,7 @@ from llmscale.config.load import load_config
 from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
 from llmscale.data.checks import check_data
+from llmscale.run.beginnings import check_init_from
 from llmscale.run.committed import committed_step
 from llmscale.run.entry import task_module
 from llmscale.runtime.rank_variables import prepare_environment
@@ -37,7 +38,10 @@ def run_training(config: Config) -> int:
     """
     folder = config.run_folder
     problems = check_data(config) + check_folder(folder)
-    problems += check_resume(config, folder, committed_step(folder))
+    committed = committed_step(folder)
+    problems += check_resume(config, folder, committed)
+    if committed is None or config.checkpoint.resume == "never":
+        problems += check_init_from(config)
     if problems:
         raise InputError(problems)
     with locked(folder, config.cluster.nodes):

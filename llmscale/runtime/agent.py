@@ -27,7 +27,7 @@ from llmscale.runtime.failure import Failure, find_failure
 from llmscale.runtime.metrics import last_metrics
 from llmscale.runtime.ranks import Entry, RankProcess, join_ranks, kill_ranks, start_rank
 from llmscale.runtime.rendezvous import LOOPBACK, LoopbackRendezvous, between_nodes, loopback_interface
-from llmscale.runtime.stop_signal import EXIT_SAVED
+from llmscale.runtime.stop_signal import EXIT_SAVED, SIGNALS
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -102,7 +102,8 @@ class Agent(SimpleElasticAgent):
         """Run to the end; returns the exit code of section "Exit codes". Main thread only."""
         previous = {
             number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+            for number in (*SIGNALS, signal.SIGINT)
+            if signal.getsignal(number) != signal.SIG_IGN
         }
         try:
             step = self.committed_before = self.job.committed_step()

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as distributed
 
 from llmscale.runtime import stop_signal
-from llmscale.runtime.stop_signal import EXIT_SAVED as EXIT_SAVED
 
 
 def agreed(group: "distributed.ProcessGroup | None" = None) -> bool:

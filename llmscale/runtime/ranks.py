@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llmscale.runtime import stop_signal
+from llmscale.runtime.final import FinalFailure
 from llmscale.runtime.output import SERVER_LOG, write_to
 
 Entry = Callable[..., int]
@@ -56,7 +57,7 @@ class Ending:
     """What a rank said last."""
 
     exit_code: int | None
-    """What the entry returned; None where it raised."""
+    """What the entry returned; None where it raised, unless that was final."""
     cause: str
     time: float
 
@@ -107,7 +108,10 @@ def start_rank(
     process = CONTEXT.Process(
         target=_rank_main, args=(entry, tuple(arguments), dict(variables), log, sender), name=f"rank-{rank}"
     )
-    process.start()
+    try:
+        process.start()
+    except (EOFError, OSError) as error:
+        raise RuntimeError("the server that ranks are forked from is gone; see logs/server.log") from error
     sender.close()
     return RankProcess(rank, process, receiver, log, log_start)
 
@@ -143,7 +147,8 @@ def _rank_main(
     except BaseException as error:
         traceback.print_exc()
         if not isinstance(error, SystemExit):
-            pipe.send(Ending(None, _summary(error), time.time()))
+            verdict = error.exit_code if isinstance(error, FinalFailure) else None
+            pipe.send(Ending(verdict, _summary(error), time.time()))
         raise SystemExit(1) from None
     pipe.send(Ending(code, f"returned {code}", time.time()))
 

@@ -3,8 +3,9 @@
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before they kill. Ctrl-C reaches the agent, which sends SIGTERM."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What schedulers send before they kill, and a terminal that closes. Ctrl-C goes to the agent, which
+sends SIGTERM."""
 
 EXIT_SAVED = 75
 """Saved and wants to be started again (EX_TEMPFAIL of sysexits.h)."""
@@ -15,9 +16,10 @@ class _Flag:
 
 
 def install() -> None:
-    """Let the signals raise the flag. Main thread only."""
+    """Let the signals raise the flag; what is ignored (`nohup`) stays so. Main thread only."""
     for number in SIGNALS:
-        signal.signal(number, _raise_flag)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _raise_flag)
 
 
 def requested() -> bool:

@@ -127,7 +127,7 @@ def test_verdict_of_a_rank_is_final(tmp_path: Path) -> None:
     assert kinds(tmp_path) == ["started", "failed"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_signal_saves_and_asks_for_a_requeue(tmp_path: Path, number: signal.Signals) -> None:
     when(lambda: all_alive(tmp_path, 2), lambda: os.kill(os.getpid(), number))
     code, _ = run(agent_entries.train_slowly, tmp_path)
