@@ -16,6 +16,7 @@ from llmscale.config.schema import Config
 from llmscale.data.batch_size import global_batch_size_at
 from llmscale.data.loader import BatchSource
 from llmscale.engine.engine import Engine, StepResult
+from llmscale.runtime.final import FinalFailure
 from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord, ValidationRecord
 from llmscale.runtime.meter import Meter
 from llmscale.runtime.preempt import agreed
@@ -37,8 +38,8 @@ class Position:
         return {"step": self.step, "samples": self.samples, "tokens": self.tokens, **engine.counters()}
 
 
-class LossNotFinite(Exception):
-    """The loss is NaN or infinite: going on would only spoil the weights."""
+class LossNotFinite(FinalFailure):
+    """The loss is NaN or infinite: from here on all is lost, and the newest checkpoint leads here again."""
 
 
 class TrainingLoop:
@@ -95,14 +96,24 @@ class TrainingLoop:
         batches = self.training.step_batches(self.position.samples, global_batch_size)
         result = self.engine.step(batches)
         if not math.isfinite(result.loss):
-            raise LossNotFinite(
-                f"the loss of step {self.position.step + 1} is {result.loss}; lower optimizer.lr, "
-                "lengthen optimizer.warmup_steps, or look at the samples of that step"
-            )
+            self._refuse_loss(result.loss)
         self.position.step += 1
         self.position.samples += global_batch_size
         self.position.tokens += result.tokens
         self.hooks.on_step(self._record(result))
+
+    def _refuse_loss(self, loss: float) -> None:
+        """Let a save of a step before finish, then end the run; all ranks see the same loss.
+
+        Raises:
+            LossNotFinite: always.
+        """
+        self.checkpointer.wait()
+        self._report_saves()
+        raise LossNotFinite(
+            f"the loss of step {self.position.step + 1} is {loss}; lower optimizer.lr, lengthen "
+            "optimizer.warmup_steps, or look at the samples of that step"
+        )
 
     def _record(self, result: StepResult) -> StepRecord:
         speed = self.meter.stop(result.tokens)
