@@ -158,7 +158,7 @@ class Run:
     def saving(self) -> bool:
         """Whether a save is under way at this moment."""
         checkpoints = self.folder / "checkpoints"
-        return checkpoints.is_dir() and any(name.endswith(".partial") for name in os.listdir(checkpoints))
+        return checkpoints.is_dir() and any(checkpoints.glob(".*.partial"))
 
     def tensors(self, step: int | None = None) -> dict[str, Tensor]:
         """The whole logical tensors of a checkpoint (the newest), read without llmscale's loader."""
@@ -186,7 +186,7 @@ def logical_tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def assert_same_run(run: Run, oracle: Run) -> None:
-    """Every step stands once and equals the oracle's to the bit, what was superseded too; so do the tensors."""
+    """Each step stands once and equals the oracle's to the bit, superseded ones too; so do the tensors."""
     expected = oracle.stream()
     assert run.stream() == expected
     of_step = {line[0]: line for line in expected}
