@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.runtime import stop_signal
+from llmscale.runtime.final import FinalFailure
 
 STEPS = 20
 STEP_SECONDS = 0.02
@@ -122,3 +123,7 @@ def die_on_first_start(run_folder: Path) -> int:
     while len(list(run_folder.glob("again-*"))) < 4:
         time.sleep(0.02)
     return 0
+
+
+def give_up(run_folder: Path) -> int:
+    raise FinalFailure("the loss is nan")

@@ -127,6 +127,13 @@ def test_verdict_of_a_rank_is_final(tmp_path: Path) -> None:
     assert kinds(tmp_path) == ["started", "failed"]
 
 
+def test_what_a_restart_would_only_repeat_is_not_restarted(tmp_path: Path) -> None:
+    code, said = run(agent_entries.give_up, tmp_path)
+    assert code == 1
+    assert kinds(tmp_path) == ["started", "failed"]
+    assert any("the loss is nan" in text for text in said)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_signal_saves_and_asks_for_a_requeue(tmp_path: Path, number: signal.Signals) -> None:
     when(lambda: all_alive(tmp_path, 2), lambda: os.kill(os.getpid(), number))
