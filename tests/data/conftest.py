@@ -1,22 +1,14 @@
-"""Text of Python's own standard library, and tokenizers trained on a part of it."""
+"""Tokenizers trained on a part of Python's own standard library."""
 
 import os
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from llmscale.data.train_tokenizer import train_tokenizer
+from tests.data.corpora import sources_of
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
-
-
-def sources_of(*folders: str) -> list[str]:
-    """The Python files of folders of the standard library, as text with its line ends as they are."""
-    files = sorted(file for folder in folders for file in (STANDARD_LIBRARY / folder).rglob("*.py"))
-    return [file.read_bytes().decode(errors="replace") for file in files]
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,21 @@
-"""Small corpora for the tests of this folder."""
+"""Text and small corpora for the tests of this folder."""
 
+import sysconfig
 from pathlib import Path
 
 import numpy as np
 
 from llmscale.config.schema import Config
 from llmscale.data.corpus import CorpusInfo, corpus_file, write_index, write_info
+
+STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
+
+
+def sources_of(*folders: str) -> list[str]:
+    """The Python files of folders of the standard library, as text with its line ends as they are."""
+    found = (file for folder in folders for file in (STANDARD_LIBRARY / folder).rglob("*.py"))
+    files = sorted(file for file in found if "site-packages" not in file.parts)
+    return [file.read_bytes().decode(errors="replace") for file in files]
 
 
 def write_corpus(

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpora import config_with, write_corpus
 
 from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
 from llmscale.data.checks import check_data, resolved_vocabulary_size
 from llmscale.data.corpus import CorpusDamaged, corpus_file, read_index
 from llmscale.data.tokenizer import tokenizer_hash
+from tests.data.corpora import config_with, write_corpus
 
 
 @pytest.fixture()

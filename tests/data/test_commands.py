@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import STANDARD_LIBRARY
 from typer.testing import CliRunner
 
 from llmscale.commands.data import app
 from llmscale.config.problems import InputError
 from llmscale.data.corpus import read_info
 from llmscale.data.tokenizer import tokenizer_hash
+from tests.data.corpora import STANDARD_LIBRARY
 
 
 def run(*arguments: object) -> str:
@@ -60,7 +60,14 @@ def test_inspect_shows_figures_and_samples(made: Path):
 
 def test_inspect_tells_labels_that_do_not_count(made: Path):
     from_rest = run(
-        "inspect", made / "text", "-t", made / "tokenizer", "-n", 1, "--sequence-length", 1_000_000
+        "inspect",
+        made / "text",
+        "-t",
+        made / "tokenizer",
+        "-n",
+        1,
+        "--sequence-length",
+        str(read_info(made / "text").tokens + 1000),
     )
     assert "<unk>" * 100 in from_rest.replace("\n", "")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpora import config_with, write_corpus
 
 from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
@@ -14,6 +13,7 @@ from llmscale.data.batch_size import global_batch_size_at
 from llmscale.data.blend import ShuffledCorpus
 from llmscale.data.corpus import corpus_file, documents_of_split
 from llmscale.data.loader import BatchSource, open_blend
+from tests.data.corpora import config_with, write_corpus
 
 
 @pytest.fixture(scope="module")

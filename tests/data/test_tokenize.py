@@ -15,7 +15,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from conftest import STANDARD_LIBRARY
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from llmscale.config.problems import InputError
@@ -24,6 +23,7 @@ from llmscale.data.corpus import corpus_file, read_index, read_info
 from llmscale.data.sources import SourceOptions
 from llmscale.data.tokenize import tokenize
 from llmscale.data.tokenizer import open_encoder, tokenizer_hash
+from tests.data.corpora import STANDARD_LIBRARY
 
 TEXTS = ["first\n", "  zweiter größer", "", "third </s>\r\n", "x" * 300, "日本語"]
 FULL = [text for text in TEXTS if text]

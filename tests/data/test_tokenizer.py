@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from conftest import sources_of
 from tokenizers import Tokenizer
 
 from llmscale.config.problems import InputError
@@ -16,6 +15,7 @@ from llmscale.data import train_tokenizer as training
 from llmscale.data.pretrained import load_tokenizer
 from llmscale.data.tokenizer import end_of_document_id, open_encoder, tokenizer_hash, vocabulary_size
 from llmscale.data.train_tokenizer import check_agreement, train_tokenizer
+from tests.data.corpora import sources_of
 
 KINDS = ("bpe", "unigram")
 
@@ -86,6 +86,19 @@ def test_the_conversion_gives_the_tokens_of_sentencepiece(
         texts += [whole, *set(whole.splitlines(keepends=True))]
     assert len(texts) > 10_000
     check_agreement(processor, converted, texts)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_conversion_over_the_whole_standard_library(kind: training.TokenizerKind):
+    texts = sources_of(".")
+    chunks = training._sample(texts, 10_000_000, seed=0)
+    model = training._train(chunks, 8192, kind, 4)
+    if kind == "unigram":
+        model = training._round_scores(model)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    lines = {line for text in texts[:400] for line in text.splitlines(keepends=True)}
+    check_agreement(processor, training.convert(processor, kind), [*texts, *lines, *made_up_texts()])
 
 
 def test_a_conversion_that_differs_is_refused(training_texts: list[str]):
