@@ -1,5 +1,6 @@
 """Contenders in fresh processes, in interleaved rounds, so that a slow minute of the machine hits all."""
 
+import contextlib
 import json
 import os
 import platform
@@ -7,9 +8,12 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -40,26 +44,43 @@ def run(contender: Contender) -> dict[str, Any]:
     """One run in `ranks` fresh processes; what the first of them prints last.
 
     Raises:
-        RuntimeError: a process fails; carries the end of its output.
+        RuntimeError: a process fails; carries the end of its output. The others are ended.
     """
     command = [sys.executable, "-m", contender.module, contender.workload.as_argument()]
-    ranks = contender.workload.ranks
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | rank_variables(rank, ranks, port, contender.workload.threads),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate()[0] for process in processes]
+    ranks, port = contender.workload.ranks, free_port()
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(ranks)]
+        processes: list[subprocess.Popen[str]] = []
+        stack.callback(end, processes)
+        for rank, output in enumerate(outputs):
+            variables = rank_variables(rank, ranks, port, contender.workload.threads)
+            processes.append(
+                subprocess.Popen(
+                    command, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT, text=True
+                )
+            )
+        wait(contender.name, processes, outputs)
+        outputs[0].seek(0)
+        return json.loads(next(line for line in reversed(outputs[0].readlines()) if line.startswith("{")))
+
+
+def wait(name: str, processes: list[subprocess.Popen[str]], outputs: Sequence[IO[str]]) -> None:
+    """Until all have ended, or one has failed: the others would wait for it."""
+    while any(process.poll() is None for process in processes):
+        if any(process.returncode for process in processes):
+            break
+        time.sleep(0.05)
     for process, output in zip(processes, outputs):
         if process.returncode:
-            raise RuntimeError(f"{contender.name} failed ({process.returncode}):\n{output[-3000:]}")
-    return json.loads(next(line for line in reversed(outputs[0].splitlines()) if line.startswith("{")))
+            output.seek(0)
+            raise RuntimeError(f"{name} failed ({process.returncode}):\n{output.read()[-3000:]}")
+
+
+def end(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def rank_variables(rank: int, ranks: int, port: int, threads: int) -> dict[str, str]:

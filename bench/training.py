@@ -75,13 +75,15 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
 def report(rows: list[dict[str, Any]]) -> None:
     table = Table("model", "precision", "peak GFLOP/s", "transformers tokens/s", "llmscale tokens/s", "ratio")
     for row in rows:
-        cells = [
-            f"{found['tokens_per_second']:,.0f} ±{found['spread'] / 2:.0%} ({found['utilisation']:.0%} of peak)"
-            for found in (row["transformers"], row["llmscale"])
-        ]
+        cells = [cell(row["transformers"]), cell(row["llmscale"])]
         peak = f"{row['peak']['flops_per_second'] / 1e9:,.0f}"
         table.add_row(row["preset"], row["precision"], peak, *cells, f"{row['ratio']:.2f}")
     Console(width=140).print(table)
+
+
+def cell(found: dict[str, Any]) -> str:
+    half_spread, share = found["spread"] / 2, found["utilisation"]
+    return f"{found['tokens_per_second']:,.0f} ±{half_spread:.0%} ({share:.0%} of peak)"
 
 
 if __name__ == "__main__":

@@ -43,10 +43,11 @@ def build(workload: Workload) -> LlamaForCausalLM:
         tie_word_embeddings=model.tie_embeddings_or_default,
         max_position_embeddings=workload.sequence_length,
         rms_norm_eps=model.norm_epsilon,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )
     torch.manual_seed(0)
-    built = LlamaForCausalLM(config).to(torch.bfloat16 if workload.precision == "bf16" else torch.float32)
+    built = LlamaForCausalLM(config)
+    built.to(dtype=torch.bfloat16 if workload.precision == "bf16" else torch.float32)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return built.train()
 
 
