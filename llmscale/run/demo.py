@@ -173,6 +173,7 @@ def conclude(run: Path, stopped_at: int, seconds: float) -> None:
         f"Look at [b]{run}/report.html[/] and loss.png there",
         f"Next: [b]source .venv/bin/activate; llmscale train {CONFIG}[/]",
     )
+    console.print()
     title = f"what happened, in {seconds / 60:.1f} minutes"
     console.print(Panel("\n".join(lines), title=title, border_style="green"))
 
