@@ -250,6 +250,9 @@ class Checkpointer:
         try:
             if failure is not None or image is None:
                 raise CheckpointError(f"the values cannot be copied: {failure}")
+            spoiled = image.not_finite()
+            if spoiled:
+                raise CheckpointError(f"{spoiled[0]} is not finite any more")
             write_part(request, image, self._tensors)
             if request.rank == 0:
                 self._result = self._commit(request, asked)

@@ -98,6 +98,7 @@ class HostImage:
         self.bytes_view[: len(self.layout.header)] = self.layout.header
         self.views = [self._view(slot_of(piece)) for piece in pieces]
         """Each piece's place, in the order of the pieces."""
+        self.names = [piece.name for piece in pieces]
 
     def _view(self, slot: Slot) -> Tensor:
         offset = self.layout.offsets[slot]
@@ -109,6 +110,16 @@ class HostImage:
         for view, piece in zip(self.views, pieces, strict=True):
             view.copy_(piece.data, non_blocking=True)
         self._finish_copies(pieces)
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors of which a value here is a NaN or infinite."""
+        return [
+            name
+            for name, view in zip(self.names, self.views)
+            if view.is_floating_point()
+            and view.numel()
+            and not torch.stack(torch.aminmax(view)).isfinite().all()
+        ]
 
     def copy_to(self, pieces: Sequence[Piece]) -> None:
         with torch.no_grad():
