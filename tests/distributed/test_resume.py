@@ -271,7 +271,7 @@ def test_loss_that_is_not_finite_ends_the_run(place: Place) -> None:
     assert "the loss of step" in failure.details["cause"]
     assert "lower optimizer.lr" in failure.details["cause"]
     assert not run.events("restarted")
-    assert run.committed_steps()[-1] == run.last_step() >= 1
+    assert run.last_step() == 1
     for step in run.committed_steps():
         assert all(torch.isfinite(tensor).all() for tensor in run.tensors(step).values())
 
