@@ -59,16 +59,8 @@ def test_inspect_shows_figures_and_samples(made: Path):
 
 
 def test_inspect_tells_labels_that_do_not_count(made: Path):
-    from_rest = run(
-        "inspect",
-        made / "text",
-        "-t",
-        made / "tokenizer",
-        "-n",
-        1,
-        "--sequence-length",
-        str(read_info(made / "text").tokens + 1000),
-    )
+    longer = read_info(made / "text").tokens + 1000
+    from_rest = run("inspect", made / "text", "-t", made / "tokenizer", "-n", 1, "--sequence-length", longer)
     assert "<unk>" * 100 in from_rest.replace("\n", "")
 
 
