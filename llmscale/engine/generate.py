@@ -15,7 +15,7 @@ import torch.distributed
 from torch import Tensor
 
 from llmscale.engine.sampling import SamplingOptions, next_tokens
-from llmscale.model.attention import KeyValueCache
+from llmscale.model.attention import KeyValueCache, SelfAttention
 from llmscale.model.language_model import LanguageModel
 from llmscale.parallel.layout import Coordinates
 from llmscale.parallel.world import World
@@ -166,24 +166,21 @@ def _generating(
     training = [chunk.training for chunk in chunks]
     for chunk in chunks:
         chunk.eval()
-        for layer in chunk.decoder.layers:
-            layer.self_attention.cache = _empty_cache(
-                chunk, layer.self_attention.kv_heads, places, batch, first_B
+        for attention in _attentions(chunk):
+            shape = (places, batch, attention.kv_heads, attention.head_size)
+            keys, values = (
+                torch.empty(shape, dtype=chunk.config.params_dtype, device=chunk.world.device)
+                for _ in range(2)
             )
+            attention.cache = KeyValueCache(keys, values, first_B)
     try:
         yield
     finally:
         for chunk, mode in zip(chunks, training):
             chunk.train(mode)
-            for layer in chunk.decoder.layers:
-                layer.self_attention.cache = None
+            for attention in _attentions(chunk):
+                attention.cache = None
 
 
-def _empty_cache(
-    chunk: LanguageModel, kv_heads: int, places: int, batch: int, first_B: Tensor | None
-) -> KeyValueCache:
-    shape = (places, batch, kv_heads, chunk.config.kv_channels)
-    keys, values = (
-        torch.empty(shape, dtype=chunk.config.params_dtype, device=chunk.world.device) for _ in range(2)
-    )
-    return KeyValueCache(keys, values, first_B)
+def _attentions(chunk: LanguageModel) -> list[SelfAttention]:
+    return [module for module in chunk.modules() if isinstance(module, SelfAttention)]
