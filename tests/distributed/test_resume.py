@@ -4,8 +4,12 @@ The oracle is an uninterrupted run. Under the same layout everything must equal 
 loss, gradient norm, learning rate and counters, and every tensor of the last checkpoint.
 """
 
+import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -109,28 +113,33 @@ def test_commands_that_are_killed_and_signalled(place: Place) -> None:
     overrides = (*DP2, *LONG_STEPS, "model.dropout=0.1")
     oracle, run = place.uninterrupted("signals-oracle", *overrides), place.run("signals")
 
-    def begin() -> Command:
-        return place.start("signals", *overrides)
-
-    with begin() as command:
+    with place.start("signals", *overrides) as command:
         wait_for_step(run, 4, command)
         command.send(signal.SIGKILL, to_group=True)
         assert command.wait() == -signal.SIGKILL
-    for number, to_group in ((signal.SIGTERM, False), (signal.SIGUSR1, False), (signal.SIGINT, True)):
-        with begin() as command:
-            before = max(run.committed_steps())
-            wait_for_step(run, before + 2, command)
-            command.send(number, to_group)
-            assert command.wait() == 75, command.output.read_text()
-        # Nothing that was done is lost: the last step that stands in the metrics is the one that is saved.
-        assert run.last_step() == max(run.committed_steps())
-        assert run.events("resumed")[-1].step == before
-        assert run.events("preempted")[-1].step == run.last_step()
+    with place.start("signals", *overrides) as command:
+        wait_for_step(run, 5, command)
+        command.send(signal.SIGINT, to_group=True)
+        assert command.wait() == 75, command.output.read_text()
+    assert_saved_last_step(run, resumed=3)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        saved = run.last_step()
+        with signalling(run, saved + 2, number):
+            assert place.train("signals", *overrides) == 75
+        assert_saved_last_step(run, resumed=saved)
     saved = run.last_step()
-    assert [line[0] for line in run.superseded()] == list(range(4, 4 + len(run.superseded())))
     assert place.train("signals", *overrides) == 0
     assert run.events("resumed")[-1].step == saved
+    # Only the SIGKILL made steps be done again.
+    assert [line[0] for line in run.superseded()] == list(range(4, 4 + len(run.superseded())))
     assert_same_run(run, oracle)
+
+
+def assert_saved_last_step(run: Run, resumed: int) -> None:
+    """A signal loses nothing: the last step that stands in the metrics is the one that is saved."""
+    assert run.last_step() == run.committed_steps()[-1]
+    assert run.events("resumed")[-1].step == resumed
+    assert run.events("preempted")[-1].step == run.last_step()
 
 
 def test_second_interrupt_ends_at_once(place: Place) -> None:
@@ -274,6 +283,26 @@ def test_loss_that_is_not_finite_ends_the_run(place: Place) -> None:
     assert run.last_step() == 1
     for step in run.committed_steps():
         assert all(torch.isfinite(tensor).all() for tensor in run.tensors(step).values())
+
+
+@contextmanager
+def signalling(run: Run, step: int, number: signal.Signals) -> Iterator[None]:
+    """Send this process a signal once `step` is done, if an agent is there to take it."""
+    over = threading.Event()
+
+    def send() -> None:
+        while run.last_step() < step and not over.wait(0.01):
+            pass
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def wait_for_step(run: Run, step: int, command: Command) -> None:
