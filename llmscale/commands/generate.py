@@ -1,5 +1,6 @@
 """`llmscale generate`: let a trained model write."""
 
+import os
 import sys
 import time
 import warnings
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.config.problems import InputError, Problem
@@ -66,11 +66,12 @@ def generate(
     scribe = Scribe(found)
     batches = _batches(prompt, scribe)
     prepare_environment(found.ranks, found.config.cluster.threads)
+    # Megatron says of each library it can do without that it is missing.
+    warnings.filterwarnings("ignore", category=UserWarning)
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning"
     if found.ranks > 1:
         start_server(["llmscale.run.generate"])
     with console.status(f"loading {found.weights}"):
-        # Megatron says of each library it can do without that it is missing.
-        warnings.filterwarnings("ignore", category=UserWarning)
         from llmscale.engine.sampling import SamplingOptions  # noqa: PLC0415 -- loads torch
         from llmscale.run.generate import RanksFailed, open_writer  # noqa: PLC0415 -- loads Megatron too
 
@@ -121,16 +122,33 @@ class Scribe:
 
 
 class Continuation:
-    """Text from tokens as they come: a character of several tokens appears with the last of them."""
+    """Text from tokens as they come: a character of several tokens appears with the last of them.
+
+    Bytes that are no text come out as U+FFFD. (`tokenizers.decoders.DecodeStream` raises at them, and an
+    untrained model writes many.)
+    """
 
     def __init__(self, encoder: Tokenizer, prompt: Prompt) -> None:
         self._encoder = encoder
-        self._stream = DecodeStream(skip_special_tokens=True)
-        for token in prompt.tokens:
-            self.add(token)
+        self._tokens = list(prompt.tokens)
+        """Those shown last, on which the look of the next may depend, and those not shown yet."""
+        self._shown = len(self._tokens)
 
     def add(self, token: int) -> str:
-        return self._stream.step(self._encoder, token) or ""
+        self._tokens.append(token)
+        text = self.rest()
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self._tokens = self._tokens[self._shown :]
+        self._shown = len(self._tokens)
+        return text
+
+    def rest(self) -> str:
+        """What has not been shown, whole characters or not."""
+        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._shown])) :]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self._encoder.decode(tokens, skip_special_tokens=True)
 
 
 def _batches(prompt: str | None, scribe: Scribe) -> Iterator[list[Prompt]]:
@@ -190,7 +208,7 @@ def _stream(writer: "Writer", scribe: Scribe, prompt: Prompt, options: "Sampling
 
     print(prompt.text, end="", flush=True)
     text = writer.generate([prompt.tokens], options, show)[0]
-    print(flush=True)
+    print(continuation.rest(), flush=True)
     return text
 
 
@@ -202,7 +220,7 @@ def _together(
     whole: list[str] = []
     for prompt, text in zip(batch, texts):
         continuation = scribe.continuation(prompt)
-        whole.append(prompt.text + "".join(map(continuation.add, text)))
+        whole.append(prompt.text + "".join(map(continuation.add, text)) + continuation.rest())
     print("\n---\n".join(whole), flush=True)
     return texts
 

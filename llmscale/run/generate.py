@@ -47,8 +47,10 @@ def open_writer(target: Target) -> Iterator[Writer]:
         RanksFailed: a rank has ended.
     """
     if target.ranks == 1:
-        yield load_generator(target, RankEnvironment())
-        disconnect()
+        try:
+            yield load_generator(target, RankEnvironment())
+        finally:
+            disconnect()
         return
     with tempfile.TemporaryDirectory(prefix="llmscale-generate-") as logs:
         team = RankTeam(target, Path(logs))

@@ -63,10 +63,7 @@ def find_target(
     try:
         problems += _tokenizer_problems(tokenizer, newest, config.model.vocabulary_size)
     except InputError as error:
-        problems += [
-            Problem(problem.key, problem.value, f"{problem.message}; or give its folder with --tokenizer")
-            for problem in error.problems
-        ]
+        problems += error.problems
     if problems:
         raise InputError(problems)
     return Target(config, folder, tokenizer, config.model.vocabulary_size or vocabulary_size(tokenizer))
@@ -119,10 +116,11 @@ def _with_layout(config: Config, tensor: int, pipeline: int) -> Config:
 
 def _tokenizer_problems(tokenizer: Path, checkpoint: Checkpoint, model_size: int | None) -> list[Problem]:
     """What tells that these weights were not trained on this tokenizer's tokens."""
+    size = vocabulary_size(tokenizer)
     end_of_document_id(tokenizer)
     expected = checkpoint.manifest.description.get("tokenizer_hash") if checkpoint.manifest else None
     if expected is not None and tokenizer_hash(tokenizer) != expected:
         return [Problem("--tokenizer", tokenizer, "is not the tokenizer that the model was trained with")]
-    if model_size is not None and vocabulary_size(tokenizer) > model_size:
+    if model_size is not None and size > model_size:
         return [Problem("--tokenizer", tokenizer, f"has more than the model's {model_size:,} tokens")]
     return []

@@ -1,0 +1,106 @@
+"""`llmscale generate` on a run that was trained for two steps, from outside."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmscale.commands.generate import Scribe
+from llmscale.data.train_tokenizer import train_tokenizer
+from llmscale.run.target import find_target
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "12", "birds", "über", "den", "Bäumen"]
+PROMPTS = "the cat sat\n\nüber den "
+
+
+def llmscale(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "llmscale", *map(str, arguments)]
+    return subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained run; its weights are fp32, so that layouts agree to the last token."""
+    folder = tmp_path_factory.mktemp("generate")
+    documents = [" ".join(WORDS[i % len(WORDS)] for i in range(n, 40 * n, n)) for n in range(1, 40)]
+    train_tokenizer(documents, folder / "tokenizer", 400)
+    (folder / "text.txt").write_text("\n".join(documents))
+    corpus = ["--tokenizer", folder / "tokenizer", "--output", folder / "corpus"]
+    made = llmscale("data", "tokenize", folder / "text.txt", *corpus)
+    assert made.returncode == 0, made.stderr
+    config = {
+        "run": {"root": str(folder / "runs"), "name": "small"},
+        "model": {"hidden_size": 64, "layers": 2, "heads": 4, "kv_heads": 2, "initializer_range": 0.2},
+        "tokenizer": {"path": str(folder / "tokenizer")},
+        "data": {"train": [{"path": str(folder / "corpus")}]},
+        "train": {"steps": 2, "sequence_length": 64, "precision": "fp32", "global_batch_size": 2},
+        "logging": {"wandb": "off"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    trained = llmscale("train", folder / "config.yaml")
+    assert trained.returncode == 0, trained.stderr
+    return folder / "runs" / "small"
+
+
+def test_every_layout_writes_the_same_and_a_seed_the_same_again(run: Path) -> None:
+    options = ["--max-new-tokens", 12, "--seed", 7]
+    one = llmscale("generate", run, *options, stdin=PROMPTS)
+    assert one.returncode == 0, one.stderr
+    texts = one.stdout.removesuffix("\n").split("\n---\n")
+    assert len(texts) == 3
+    for prompt, text in zip(PROMPTS.split("\n"), texts):
+        assert text.startswith(prompt) and len(text) > len(prompt)
+    assert "36 tokens in" in one.stderr and "tokens/s" in one.stderr
+    # By the run's name, under another layout, and (row 0 draws with the seed itself) alone.
+    four = llmscale(
+        "generate", "small", "--root", run.parent, *options, "--tensor", 2, "--pipeline", 2, stdin=PROMPTS
+    )
+    assert (four.returncode, four.stdout) == (0, one.stdout), four.stderr
+    alone = llmscale("generate", run / "checkpoints" / "step-00000002", "the cat sat", *options)
+    assert (alone.returncode, alone.stdout) == (0, texts[0] + "\n"), alone.stderr
+
+
+def test_bad_input_is_refused_before_anything_is_loaded(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    cases = [
+        ([run, "cat", "--tensor", "3"], "does not divide model.heads = 4"),
+        ([run, "cat " * 100], "the model takes 64"),
+        ([run], "standard input is empty"),
+        ([run, "cat", "--top-p", "0"], "must be above 0"),
+        ([run, "cat", "--tokenizer", tmp_path], "has no tokenizer.json"),
+        (["missing", "cat", "--root", run.parent], "no such run or checkpoint; runs under"),
+        ([run / "logs", "cat"], "has no checkpoint yet"),
+        ([tmp_path, "cat"], "is a Hugging Face folder"),
+    ]
+    for arguments, message in cases:
+        result = llmscale("generate", *arguments)
+        assert result.returncode == 2, arguments
+        assert message in result.stderr
+
+
+def test_text_appears_in_whole_characters(run: Path) -> None:
+    scribe = Scribe(find_target(str(run), run.parent))
+    prompt, text = scribe.prompt("the cat "), "Bäumen € 🌳 saw"
+    tokens = scribe.prompt(text).tokens
+    continuation = scribe.continuation(prompt)
+    parts = [continuation.add(token) for token in tokens]
+    assert "".join(parts) == text and continuation.rest() == ""
+    assert parts.count("") >= 3, "the tree is four bytes, of which the last shows it"
+    cut = scribe.continuation(prompt)
+    tree = scribe.prompt("🌳").tokens
+    assert [*map(cut.add, tree[:2]), cut.rest()] == ["", "", "\N{REPLACEMENT CHARACTER}" * 2]
+    assert cut.add(tokens[0]).startswith("\N{REPLACEMENT CHARACTER}" * 2 + "B")
+
+
+def test_a_damaged_checkpoint_fails_in_one_line(run: Path) -> None:
+    shard = next((run / "checkpoints" / "step-00000002").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    result = llmscale("generate", run, "cat")
+    assert result.returncode == 1
+    assert "no sound checkpoint" in result.stderr and "Traceback" not in result.stderr
