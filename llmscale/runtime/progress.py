@@ -22,6 +22,7 @@ from llmscale.config.schema import Config
 from llmscale.runtime import events, metrics
 from llmscale.runtime.agent import Watcher
 from llmscale.runtime.describe import describe_event, duration, quantity
+from llmscale.runtime.lines import is_whole
 
 READ_SECONDS = 0.2
 LINE_SECONDS = 10.0
@@ -55,8 +56,9 @@ class Follower:
             data = self.rest + file.read()
             self.offset = file.tell()
         whole, end, self.rest = data.rpartition(b"\n")
-        for line in (whole + end).splitlines():
-            yield json.loads(line)
+        for line in (whole + end).splitlines(keepends=True):
+            if is_whole(line):
+                yield json.loads(line)
 
 
 class Progress(Watcher):

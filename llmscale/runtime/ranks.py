@@ -7,6 +7,7 @@ A rank that is done says so through a pipe. Its exit code alone would not do: a 
 `exit(0)` in the middle of training looks like success.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -88,7 +89,9 @@ class RankProcess:
 
     def send(self, number: signal.Signals) -> None:
         if self.process.exitcode is None:
-            os.kill(self.pid, number)
+            # It may have ended and the server not have said so yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def log_tail(self) -> list[str]:
         """The last lines that this start of the rank wrote."""
