@@ -19,14 +19,16 @@ def heads_divide_hidden(config: Config) -> Iterator[Problem]:
         yield Problem(
             "model.heads",
             model.heads,
-            f"does not divide model.hidden_size = {model.hidden_size}; choose a divisor or set model.head_size",
+            f"does not divide model.hidden_size = {model.hidden_size}; take a divisor or set model.head_size",
         )
 
 
 def head_size_is_even(config: Config) -> Iterator[Problem]:
     model = config.model
     if model.family != "gpt2" and model.hidden_size % model.heads == 0 and model.head_size_or_default % 2:
-        yield Problem("model.head_size", model.head_size_or_default, "must be even: rotary embedding turns pairs")
+        yield Problem(
+            "model.head_size", model.head_size_or_default, "must be even: rotary embedding turns pairs"
+        )
 
 
 def kv_heads_divide_heads(config: Config) -> Iterator[Problem]:
@@ -35,7 +37,7 @@ def kv_heads_divide_heads(config: Config) -> Iterator[Problem]:
         yield Problem(
             "model.kv_heads",
             model.kv_heads,
-            f"does not divide model.heads = {model.heads}; each key-value head serves the same number of heads",
+            f"does not divide model.heads = {model.heads}; each serves the same number of heads",
         )
     if model.family == "gpt2" and model.kv_heads_or_default != model.heads:
         yield Problem("model.kv_heads", model.kv_heads, "gpt2 has no grouped-query attention; leave it out")
@@ -45,7 +47,9 @@ def gpt2_head_size(config: Config) -> Iterator[Problem]:
     model = config.model
     if model.family == "gpt2" and model.head_size and model.head_size * model.heads != model.hidden_size:
         yield Problem(
-            "model.head_size", model.head_size, f"gpt2 needs hidden_size / heads = {model.hidden_size / model.heads:g}"
+            "model.head_size",
+            model.head_size,
+            f"gpt2 needs hidden_size / heads = {model.hidden_size / model.heads:g}",
         )
 
 
@@ -63,7 +67,9 @@ def sequence_fits_positions(config: Config) -> Iterator[Problem]:
     limit = config.model.max_positions
     if limit and config.train.sequence_length > limit:
         yield Problem(
-            "train.sequence_length", config.train.sequence_length, f"is longer than model.max_positions = {limit}"
+            "train.sequence_length",
+            config.train.sequence_length,
+            f"is longer than model.max_positions = {limit}",
         )
 
 
@@ -83,16 +89,22 @@ def sequence_parallel_layout(config: Config) -> Iterator[Problem]:
     if not parallel.sequence:
         return
     if parallel.tensor == 1:
-        yield Problem("parallel.sequence", True, "needs parallel.tensor above 1: it splits over the tensor ranks")
+        yield Problem(
+            "parallel.sequence", True, "needs parallel.tensor above 1: it splits over the tensor ranks"
+        )
     elif length % parallel.tensor:
-        yield Problem("parallel.sequence", True, f"train.sequence_length = {length} must divide by parallel.tensor")
+        yield Problem(
+            "parallel.sequence", True, f"train.sequence_length = {length} must divide by parallel.tensor"
+        )
 
 
 def pipeline_divides_layers(config: Config) -> Iterator[Problem]:
     layers, parallel = config.model.layers, config.parallel
     chunks = parallel.pipeline * parallel.interleave
     if layers < chunks:
-        yield Problem("parallel.pipeline", parallel.pipeline, f"model.layers = {layers} is fewer than {chunks} chunks")
+        yield Problem(
+            "parallel.pipeline", parallel.pipeline, f"model.layers = {layers} is fewer than {chunks} chunks"
+        )
     elif layers % chunks:
         yield Problem(
             "parallel.pipeline",
@@ -123,8 +135,8 @@ def pipeline_needs_zero_one(config: Config) -> Iterator[Problem]:
         yield Problem(
             "zero.stage",
             config.zero.stage,
-            f"does not work with parallel.pipeline = {config.parallel.pipeline}: gradients that are partitioned in "
-            "each backward cannot wait for the schedule's end; use zero.stage=1 or parallel.pipeline=1",
+            f"does not work with parallel.pipeline = {config.parallel.pipeline}: partitioned gradients "
+            "cannot wait for the schedule's end; use zero.stage=1 or parallel.pipeline=1",
         )
 
 
@@ -146,7 +158,7 @@ def muon_layout(config: Config) -> Iterator[Problem]:
         yield Problem(
             "optimizer.name",
             "muon",
-            "orthogonalises whole matrices; with parallel.tensor above 1 each rank has only a part. Use adamw",
+            "orthogonalises whole matrices; with parallel.tensor above 1 a rank has only a part: use adamw",
         )
 
 
@@ -177,19 +189,21 @@ def batch_divides(config: Config) -> Iterator[Problem]:
         yield Problem(
             "train.global_batch_size",
             train.global_batch_size,
-            f"must be a multiple of micro_batch_size × data-parallel ranks = {train.micro_batch_size} × {replicas}",
+            f"must be a multiple of micro_batch_size × replicas = {train.micro_batch_size} × {replicas}",
         )
     warmup = train.batch_warmup
     if warmup is None:
         return
     for key, size in (("start", warmup.start), ("increment", warmup.increment)):
         if size % unit:
-            yield Problem(f"train.batch_warmup.{key}", size, f"must be a multiple of {unit}, as the batch size is")
+            yield Problem(
+                f"train.batch_warmup.{key}", size, f"must be a multiple of {unit}, as the batch size is"
+            )
     if (train.global_batch_size - warmup.start) % warmup.increment or warmup.start > train.global_batch_size:
         yield Problem(
             "train.batch_warmup.increment",
             warmup.increment,
-            f"must lead from start = {warmup.start} to global_batch_size = {train.global_batch_size} in whole steps",
+            f"must lead from {warmup.start} to global_batch_size = {train.global_batch_size} in whole steps",
         )
 
 
@@ -207,12 +221,16 @@ def schedule_fits(config: Config) -> Iterator[Problem]:
 
 def split_sums(config: Config) -> Iterator[Problem]:
     if sum(config.data.split) <= 0 or (config.data.split[0] == 0):
-        yield Problem("data.split", list(config.data.split), "leaves nothing to train on; the first share must be > 0")
+        yield Problem(
+            "data.split", list(config.data.split), "leaves nothing to train on; the first share must be > 0"
+        )
 
 
 def training_data_named(config: Config) -> Iterator[Problem]:
     if not config.data.train:
-        yield Problem("data.train", [], "names no corpus; make one with `llmscale data tokenize` and put its path here")
+        yield Problem(
+            "data.train", [], "names no corpus; make one with `llmscale data tokenize` and put its path here"
+        )
     if config.tokenizer.path is None and config.model.vocabulary_size is None:
         yield Problem("tokenizer.path", None, "names no tokenizer; set it, or model.vocabulary_size")
 

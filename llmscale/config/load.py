@@ -4,6 +4,7 @@ import difflib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from llmscale.config.checks import check_config
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config, ModelSection, Section
+from llmscale.config.yaml_text import parse_yaml
 
 Tree = dict[str, Any]
 
@@ -68,7 +70,7 @@ def write_resolved(config: Config, path: Path) -> None:
 
 def _read_yaml(path: Path) -> tuple[Tree, list[Problem]]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse_yaml(path.read_text())
     except FileNotFoundError:
         raise InputError([Problem("CONFIG", path, "no such file")]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -78,7 +80,8 @@ def _read_yaml(path: Path) -> tuple[Tree, list[Problem]]:
     if tree is None:
         return {}, []
     if not isinstance(tree, dict):
-        raise InputError([Problem("CONFIG", path, "must be a mapping of sections, such as `train: {steps: 100}`")])
+        message = "must be a mapping of sections, such as `train: {steps: 100}`"
+        raise InputError([Problem("CONFIG", path, message)])
     return cast(Tree, tree), []
 
 
@@ -105,7 +108,7 @@ def _apply_override(tree: Tree, override: str) -> Problem | None:
     if not separator or not key:
         return Problem(override, "", "an override is written key=value, such as train.steps=100")
     try:
-        value = parse_scalar(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return Problem(key, text, "is not a YAML value; put quotes around text that YAML would read as more")
     *parents, leaf = key.split(".")
@@ -122,17 +125,6 @@ def _apply_override(tree: Tree, override: str) -> Problem | None:
     return None
 
 
-def parse_scalar(text: str) -> Any:
-    """YAML, except that `3e-4` is a number too (YAML 1.1 wants a dot in it)."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
-
-
 def _merge_preset(tree: Tree) -> list[Problem]:
     model = tree.get("model")
     if not isinstance(model, dict) or not isinstance(cast(Tree, model).get("preset"), str):
@@ -142,7 +134,7 @@ def _merge_preset(tree: Tree) -> list[Problem]:
     name = model["preset"]
     if name not in presets:
         return [Problem("model.preset", name, _nearest(name, list(presets), "preset"))]
-    fields = cast(Tree, yaml.safe_load(presets[name].read_text()))
+    fields = cast(Tree, parse_yaml(presets[name].read_text()))
     tree["model"] = {**fields, **model}
     return []
 
@@ -172,17 +164,16 @@ def _as_problem(details: Any) -> Problem:
 
 
 def _nearest_key(location: list[str]) -> str:
-    siblings = _fields_at(Config, location[:-1])
-    everywhere = [".".join(path) for path in _all_keys(Config)]
-    here = ".".join([*location[:-1], difflib.get_close_matches(location[-1], siblings, 1, 0.6)[0]]) if (
-        difflib.get_close_matches(location[-1], siblings, 1, 0.6)
-    ) else None
-    if here:
-        return f"unknown key; did you mean {here}?"
-    same_leaf = [key for key in everywhere if key.rsplit(".", 1)[-1] == location[-1]]
-    if same_leaf:
-        return f"unknown key; did you mean {same_leaf[0]}?"
-    return _nearest(location[-1], siblings, "key")
+    """A key beside the unknown one, or the same name in another section, or all that are beside it."""
+    parents, leaf = location[:-1], location[-1]
+    siblings = _fields_at(Config, parents)
+    close = difflib.get_close_matches(leaf, siblings, 1, 0.6)
+    elsewhere = [".".join(path) for path in _all_keys(Config) if path[-1] == leaf]
+    if close:
+        return f"unknown key; did you mean {'.'.join([*parents, close[0]])}?"
+    if elsewhere:
+        return f"unknown key; did you mean {elsewhere[0]}?"
+    return _nearest(leaf, siblings, "key")
 
 
 def _nearest(name: str, known: list[str], what: str) -> str:
@@ -221,14 +212,14 @@ def _all_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[
             yield from _all_keys(inner, (*prefix, name))
 
 
-def _remove(tree: Any, location: Sequence[str | int]) -> None:
-    for part in location[:-1]:
-        if isinstance(tree, dict) and part in tree:
-            tree = cast(Tree, tree)[str(part)]
-        elif isinstance(tree, list) and isinstance(part, int):
-            tree = cast(list[Any], tree)[part]
-    if isinstance(tree, dict):
-        cast(Tree, tree).pop(location[-1], None)
+def _remove(tree: Tree, location: Sequence[str | int]) -> None:
+    """Take a bad value out; one inside a list goes with the whole list."""
+    keys = list(takewhile(lambda part: isinstance(part, str), location))
+    node: Any = tree
+    for key in keys[:-1]:
+        node = cast(Tree, node).get(str(key)) if isinstance(node, dict) else None
+    if isinstance(node, dict) and keys:
+        cast(Tree, node).pop(str(keys[-1]), None)
 
 
 def _with_run_name(config: Config, path: Path) -> Config:

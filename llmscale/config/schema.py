@@ -70,7 +70,7 @@ class ModelSection(Section):
     head_size: PositiveInt | None = None
     """Width of one head. Left out: `hidden_size / heads`."""
     ffn_size: PositiveInt | None = None
-    """Width inside the feed-forward layer. Left out: 4 × hidden for gpt2, 8/3 × hidden rounded up to 64 else."""
+    """Width inside the feed-forward layer. Left out: 4 × hidden for gpt2, else 8/3 × hidden (next 64)."""
     vocabulary_size: PositiveInt | None = None
     """Rows of the embedding. Left out: the tokenizer's size."""
     tie_embeddings: bool | None = None

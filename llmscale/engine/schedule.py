@@ -68,7 +68,7 @@ def run_schedule(
     return get_forward_backward_func(layout.pipeline, layout.interleave if interleaved else None)(
         forward_step_func=forward_step,
         data_iterator=iterators if interleaved else iterators[0],
-        model=chunks if interleaved else chunks[0],
+        model=chunks if interleaved else chunks[0],  # pyright: ignore[reportArgumentType]
         num_microbatches=len(microbatches),
         seq_length=sequence_length,
         micro_batch_size=batch_size,

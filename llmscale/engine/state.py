@@ -1,14 +1,15 @@
 """Where ZeRO keeps master weights and optimizer moments, as pieces of logical tensors.
 
 Each ZeRO stage partitions differently; what comes out is the same: for every parameter the flat range
-of it that this rank owns, as a view of live memory.
+of it that this rank owns, as a view of live memory. `engine` is DeepSpeed's, whose optimizers have no
+common type.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from llmscale.model.parameters import ParameterDeclaration
@@ -26,7 +27,7 @@ class OwnedRange:
     moments: dict[str, Tensor]
 
 
-def owned_range(engine: DeepSpeedEngine, parameter: torch.nn.Parameter) -> OwnedRange | None:
+def owned_range(engine: Any, parameter: torch.nn.Parameter) -> OwnedRange | None:
     """This rank's part of `parameter`, or None where other ranks own all of it."""
     if engine.zero_optimization_stage() == 3:
         return _partitioned_parameter(engine, parameter)
@@ -38,14 +39,14 @@ def owned_range(engine: DeepSpeedEngine, parameter: torch.nn.Parameter) -> Owned
     return _cut(engine, flat, address.start, address.numel, mapping.lp_fragment_address.start)
 
 
-def _flat_masters(engine: DeepSpeedEngine) -> list[Tensor]:
+def _flat_masters(engine: Any) -> list[Tensor]:
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_groups_flat_partition"):
         return optimizer.fp32_groups_flat_partition
     return optimizer.single_partition_of_fp32_groups
 
 
-def _partitioned_parameter(engine: DeepSpeedEngine, parameter: torch.nn.Parameter) -> OwnedRange | None:
+def _partitioned_parameter(engine: Any, parameter: torch.nn.Parameter) -> OwnedRange | None:
     optimizer = engine.optimizer
     group, offset, chunk = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = chunk * optimizer.dp_process_group.rank()
@@ -55,7 +56,7 @@ def _partitioned_parameter(engine: DeepSpeedEngine, parameter: torch.nn.Paramete
     return _cut(engine, optimizer.fp32_partitioned_groups_flat[group], offset, length, start)
 
 
-def _cut(engine: DeepSpeedEngine, flat: Tensor, offset: int, length: int, start: int) -> OwnedRange:
+def _cut(engine: Any, flat: Tensor, offset: int, length: int, start: int) -> OwnedRange:
     moments = {
         key: value.narrow(0, offset, length)
         for key, value in engine.optimizer.optimizer.state.get(flat, {}).items()
@@ -64,7 +65,7 @@ def _cut(engine: DeepSpeedEngine, flat: Tensor, offset: int, length: int, start:
     return OwnedRange(start, flat.detach().narrow(0, offset, length), moments)
 
 
-def create_optimizer_state(engine: DeepSpeedEngine) -> None:
+def create_optimizer_state(engine: Any) -> None:
     """What the optimizer would create in its first step, so that a load has something to fill."""
     optimizer = engine.optimizer.optimizer
     flats = (
@@ -80,7 +81,7 @@ def create_optimizer_state(engine: DeepSpeedEngine) -> None:
             state["exp_avg_sq"] = torch.zeros_like(flat, requires_grad=False)
 
 
-def optimizer_steps(engine: DeepSpeedEngine) -> int:
+def optimizer_steps(engine: Any) -> int:
     """Updates that the moments have seen (skipped steps do not count)."""
     for state in engine.optimizer.optimizer.state.values():
         if "step" in state:
@@ -88,14 +89,14 @@ def optimizer_steps(engine: DeepSpeedEngine) -> int:
     return 0
 
 
-def set_optimizer_steps(engine: DeepSpeedEngine, steps: int) -> None:
+def set_optimizer_steps(engine: Any, steps: int) -> None:
     for state in engine.optimizer.optimizer.state.values():
         if "step" in state:
             state["step"] = torch.tensor(float(steps))
 
 
 def parameter_pieces(
-    engine: DeepSpeedEngine, parameter: torch.nn.Parameter, declaration: ParameterDeclaration
+    engine: Any, parameter: torch.nn.Parameter, declaration: ParameterDeclaration
 ) -> Iterator[Piece]:
     """Master weights and moments of `parameter` that this rank owns."""
     owned = owned_range(engine, parameter)
@@ -108,7 +109,7 @@ def parameter_pieces(
 
 
 @torch.no_grad()
-def publish_masters(engine: DeepSpeedEngine) -> None:
+def publish_masters(engine: Any) -> None:
     """Make the model compute with the master weights as they stand now. Collective."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() < 3:

@@ -17,16 +17,20 @@ from llmscale.parallel.world import World, register_stateful_module
 
 register_stateful_module(deepspeed.utils.groups)
 
+MOST_ELEMENTS_AT_ONCE = 50_000_000
+"""In one collective of ZeRO."""
+
 
 def deepspeed_engine(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World
-) -> DeepSpeedEngine:
+) -> Any:
     """`module` under ZeRO as the config wants it. Collective; the world must be active."""
+    elements = sum(parameter.numel() for parameter in module.parameters())
     with _float64_masters() if config.train.precision == "fp64" else contextlib.nullcontext():
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
-            config=deepspeed_config(config, world.layout.data),
+            config=deepspeed_config(config, world.layout.data, elements),
             mpu=None if world.layout.world_size == world.layout.data else ModelParallelUnit(world),
         )
     return engine
@@ -44,8 +48,8 @@ def _float64_masters() -> Iterator[None]:
     configure = ZeROOptimizer._configure_master_weights
     data_types = DeepSpeedEngine.get_data_types
     read = deepspeed.runtime.config.get_communication_data_type
-    ZeROOptimizer._configure_master_weights = masters
-    DeepSpeedEngine.get_data_types = lambda _: (torch.float64, torch.float64)
+    ZeROOptimizer._configure_master_weights = masters  # pyright: ignore[reportAttributeAccessIssue]
+    DeepSpeedEngine.get_data_types = lambda self: (torch.float64, torch.float64)
     deepspeed.runtime.config.get_communication_data_type = lambda *_, **__: torch.float64
     try:
         yield
@@ -55,12 +59,14 @@ def _float64_masters() -> Iterator[None]:
         deepspeed.runtime.config.get_communication_data_type = read
 
 
-def deepspeed_config(config: Config, data_parallel: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, data_parallel: int, elements: int) -> dict[str, Any]:
     """DeepSpeed's dictionary.
 
     Megatron's schedule runs all microbatches of a step, so DeepSpeed sees one of them as "the" batch:
-    accumulation steps are 1 and not its business.
+    accumulation steps are 1 and not its business. `elements` are those of this rank's parameters: a bucket
+    larger than that would only take memory.
     """
+    bucket = min(elements, MOST_ELEMENTS_AT_ONCE)
     stage = config.zero.stage
     is_bf16 = config.train.precision == "bf16"
     return {
@@ -80,8 +86,8 @@ def deepspeed_config(config: Config, data_parallel: int) -> dict[str, Any]:
             "stage": stage,
             "overlap_comm": False,
             "reduce_scatter": config.train.precision != "fp64",
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
             **_offload(config),
         },
     }

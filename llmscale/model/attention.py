@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llmscale.model.linear import RowParallelLinear
+from llmscale.model.linear import RowParallelLinear, no_initialization
 
 
 @dataclass
@@ -64,7 +64,7 @@ class SelfAttention(MegatronModule):
             config.hidden_size,
             (config.num_attention_heads + 2 * key_value_heads) * self.head_size,
             config=config,
-            init_method=config.init_method,
+            init_method=no_initialization,
             bias=config.add_qkv_bias,
             tp_group=pg_collection.tp,
         )
@@ -72,7 +72,7 @@ class SelfAttention(MegatronModule):
             config.num_attention_heads * self.head_size,
             config.hidden_size,
             config=config,
-            init_method=config.output_layer_init_method,
+            init_method=no_initialization,
             bias=config.add_bias_linear,
             input_is_parallel=True,
             skip_bias_add=True,

@@ -13,5 +13,9 @@ class RowParallelLinear(MegatronRowParallelLinear):
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         output, bias = super().forward(input_)
         if bias is not None and self.sequence_parallel:
-            bias = sum_gradient(bias, self.tp_group)
+            bias = sum_gradient(bias, self.tp_group)  # pyright: ignore[reportArgumentType]
         return output, bias
+
+
+def no_initialization(_: Tensor) -> None:
+    """What Megatron's linear layers are given for an initialiser: weights come from `model.initialize`."""

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from llmscale.model.linear import RowParallelLinear
+from llmscale.model.linear import RowParallelLinear, no_initialization
 
 
 class FeedForward(MegatronModule):
@@ -23,7 +23,7 @@ class FeedForward(MegatronModule):
             config.hidden_size,
             2 * width if config.gated_linear_unit else width,
             config=config,
-            init_method=config.init_method,
+            init_method=no_initialization,
             bias=config.add_bias_linear,
             tp_group=tensor_group,
         )
@@ -31,7 +31,7 @@ class FeedForward(MegatronModule):
             width,
             config.hidden_size,
             config=config,
-            init_method=config.output_layer_init_method,
+            init_method=no_initialization,
             bias=config.add_bias_linear,
             input_is_parallel=True,
             skip_bias_add=True,

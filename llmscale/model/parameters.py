@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from megatron.core.transformer.transformer_layer import TransformerLayer
+
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.regions import Box, Region
 
@@ -137,7 +139,14 @@ def _hugging_face_names(chunk: LanguageModel, local_name: str) -> tuple[str, ...
     found = _LAYER_PREFIX.match(local_name)
     key, layer = local_name, 0
     if found is not None:
-        key, layer = local_name[found.end() :], chunk.decoder.layers[int(found.group(1))].layer_number - 1
+        key, layer = local_name[found.end() :], _layer_number(chunk, int(found.group(1)))
     if key == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
         key = "embedding.word_embeddings.weight"
     return tuple(name.format(layer=layer) for name in chunk.family.names[key])
+
+
+def _layer_number(chunk: LanguageModel, index: int) -> int:
+    """Number in the whole model, from 0, of the chunk's layer `index`. Megatron counts from 1."""
+    layer = chunk.decoder.layers[index]
+    assert isinstance(layer, TransformerLayer)
+    return layer.layer_number - 1

@@ -36,10 +36,10 @@ def block_spec(
             self_attention=ModuleSpec(
                 SelfAttention, params={"query_key_norm": head_norm, "sliding_window": model.sliding_window}
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             pre_mlp_layernorm=norm,
             mlp=ModuleSpec(FeedForward, params=groups),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * layers_here, layer_norm=norm)

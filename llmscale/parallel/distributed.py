@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed
@@ -23,15 +24,24 @@ def connect(
     device = rank_device(environment.local_rank)
     if backend == "auto":
         backend = "nccl" if has_cuda() else "gloo"
+    # DeepSpeed insists on the variable, whoever started this process.
+    os.environ.setdefault("LOCAL_RANK", str(environment.local_rank))
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(
             backend,
-            init_method=f"tcp://{environment.master_address}:{environment.master_port}",
             rank=environment.rank,
             world_size=environment.world_size,
             timeout=timeout,
+            **_meeting(environment),
         )
     return device
+
+
+def _meeting(environment: RankEnvironment) -> dict[str, Any]:
+    """Where the ranks meet; a world of one meets nobody and needs no port."""
+    if environment.world_size == 1:
+        return {"store": torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]}
+    return {"init_method": f"tcp://{environment.master_address}:{environment.master_port}"}
 
 
 def disconnect() -> None:

@@ -137,7 +137,9 @@ def _gloo_group(timeout: timedelta) -> ProcessGroup:
         group = torch.distributed.group.WORLD
         assert group is not None
         return group
-    return torch.distributed.new_group(backend="gloo", timeout=timeout)
+    created = torch.distributed.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(created, ProcessGroup)
+    return created
 
 
 def _is_state(name: str, value: Any) -> bool:

@@ -71,6 +71,7 @@ class TrainingLoop:
     def run(self) -> bool:
         """Train; returns whether the run is complete (False: a signal came, and the state is saved)."""
         self.hooks.on_start(self.start)
+        self.meter.start()
         preempted = False
         while self.position.step < self.last_step and not preempted:
             self._step()

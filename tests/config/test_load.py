@@ -11,11 +11,11 @@ from llmscale.config.load import (
     configs_folder,
     load_config,
     load_preset,
-    parse_scalar,
     read_resolved,
     write_resolved,
 )
 from llmscale.config.problems import InputError
+from llmscale.config.yaml_text import parse_yaml
 
 TEXT = """
 model: tiny
@@ -83,7 +83,7 @@ def test_shipped_configs_load(file: Path) -> None:
      ("llama3_1e", "llama3_1e"), ("[1, a]", [1, "a"]), ("{a: 1}", {"a": 1}), ("'3'", "3"), ("", None)],
 )  # fmt: skip
 def test_scalars(text: str, value: object) -> None:
-    assert parse_scalar(text) == value
+    assert parse_yaml(text) == value
 
 
 def test_resolved_config_is_the_same_config(path: Path, tmp_path: Path) -> None:
