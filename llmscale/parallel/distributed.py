@@ -40,7 +40,7 @@ def connect(
 def _meeting(environment: RankEnvironment) -> dict[str, Any]:
     """Where the ranks meet; a world of one meets nobody and needs no port."""
     if environment.world_size == 1:
-        return {"store": torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]}
+        return {"store": torch.distributed.HashStore()}  # pyright: ignore[reportPrivateImportUsage]
     return {"init_method": f"tcp://{environment.master_address}:{environment.master_port}"}
 
 
