@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.loader import load_weights
 from llmscale.config.problems import InputError
 from llmscale.engine.generate import Generator, OnTokens
@@ -21,6 +22,8 @@ from llmscale.parallel.world import World
 from llmscale.run.target import Target
 from llmscale.runtime.ranks import CONTEXT, RankProcess, kill_ranks, start_rank
 from llmscale.runtime.rendezvous import LoopbackRendezvous, loopback_interface
+
+LAST_WORDS_SECONDS = 10.0
 
 
 class RanksFailed(Exception):
@@ -109,20 +112,24 @@ class RankTeam:
         options: SamplingOptions,
         on_tokens: OnTokens | None = None,
     ) -> list[list[int]]:
-        for pipe in self._pipes:
-            pipe.send((prompts, options))
+        try:
+            for pipe in self._pipes:
+                pipe.send((prompts, options))
+        except BrokenPipeError:
+            raise RanksFailed(self._last_words()) from None
         return self.expect("texts", on_tokens)
 
     def expect(self, kind: str, on_tokens: OnTokens | None = None) -> Any:
         """Wait for rank 0's answer of that kind.
 
         Raises:
-            InputError: what the ranks found wrong. RanksFailed: one has ended.
+            InputError, CheckpointError: what the ranks found wrong. RanksFailed: one has ended.
         """
         answers = self._pipes[0]
         while True:
-            ready = wait([answers, *(rank.process.sentinel for rank in self.ranks)])
-            if answers not in ready or not answers.poll():
+            wait([answers, *(rank.process.sentinel for rank in self.ranks)])
+            # Where another rank has ended, rank 0 may be about to say why.
+            if not answers.poll(LAST_WORDS_SECONDS):
                 raise RanksFailed(self._last_words())
             try:
                 answer, content = answers.recv()
@@ -132,19 +139,23 @@ class RankTeam:
                 return content
             if answer == "problems":
                 raise InputError(content)
+            if answer == "damage":
+                raise CheckpointError(content)
             if on_tokens is not None:
                 on_tokens(content)
 
     def _last_words(self) -> str:
-        """How the ranks that have ended did so, with what they logged."""
-        wait([rank.process.sentinel for rank in self.ranks], timeout=10)
-        words: list[str] = []
+        """How the rank that ended first did so, and the end of its log."""
+        wait([rank.process.sentinel for rank in self.ranks], LAST_WORDS_SECONDS)
         for rank in self.ranks:
             rank.poll()
-            if rank.process.exitcode is not None:
-                cause = rank.ending.cause if rank.ending else f"exit code {rank.process.exitcode}"
-                words.append(f"rank {rank.rank} ended: {cause}")
-        return "\n".join([*words, *self.ranks[0].log_tail()])
+        ended = [rank for rank in self.ranks if rank.process.exitcode is not None]
+        if not ended:
+            return "a rank does not answer any more"
+        # One that was killed says nothing, and the others end because of it.
+        first = min(ended, key=lambda rank: rank.ending.time if rank.ending else 0.0)
+        cause = first.ending.cause if first.ending else f"exit code {first.process.exitcode}"
+        return "\n".join([f"rank {first.rank} ended: {cause}", *first.log_tail()])
 
 
 def serve(target: Target, orders: Connection) -> int:
@@ -156,6 +167,9 @@ def serve(target: Target, orders: Connection) -> int:
     except InputError as error:
         _answer(answers, "problems", error.problems)
         return 2
+    except CheckpointError as error:
+        _answer(answers, "damage", str(error))
+        return 1
     _answer(answers, "ready", None)
     while True:
         try:

@@ -1,6 +1,7 @@
 """`llmscale generate` on a run that was trained for two steps, from outside."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmscale.checkpoint.errors import CheckpointError
 from llmscale.commands.generate import Scribe
 from llmscale.data.train_tokenizer import train_tokenizer
+from llmscale.engine.sampling import SamplingOptions
+from llmscale.run.generate import RanksFailed, RankTeam, open_writer
 from llmscale.run.target import find_target
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "12", "birds", "über", "den", "Bäumen"]
@@ -46,22 +50,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "small"
 
 
-def test_every_layout_writes_the_same_and_a_seed_the_same_again(run: Path) -> None:
+def test_run_and_checkpoint_write_the_same_under_any_layout(run: Path) -> None:
     options = ["--max-new-tokens", 12, "--seed", 7]
-    one = llmscale("generate", run, *options, stdin=PROMPTS)
+    one = llmscale("generate", "small", "--root", run.parent, *options, stdin=PROMPTS)
     assert one.returncode == 0, one.stderr
     texts = one.stdout.removesuffix("\n").split("\n---\n")
     assert len(texts) == 3
     for prompt, text in zip(PROMPTS.split("\n"), texts):
         assert text.startswith(prompt) and len(text) > len(prompt)
     assert "36 tokens in" in one.stderr and "tokens/s" in one.stderr
-    # By the run's name, under another layout, and (row 0 draws with the seed itself) alone.
-    four = llmscale(
-        "generate", "small", "--root", run.parent, *options, "--tensor", 2, "--pipeline", 2, stdin=PROMPTS
-    )
+    checkpoint = run / "checkpoints" / "step-00000002"
+    four = llmscale("generate", checkpoint, *options, "--tensor", 2, "--pipeline", 2, stdin=PROMPTS)
     assert (four.returncode, four.stdout) == (0, one.stdout), four.stderr
-    alone = llmscale("generate", run / "checkpoints" / "step-00000002", "the cat sat", *options)
-    assert (alone.returncode, alone.stdout) == (0, texts[0] + "\n"), alone.stderr
 
 
 def test_bad_input_is_refused_before_anything_is_loaded(run: Path, tmp_path: Path) -> None:
@@ -96,6 +96,17 @@ def test_text_appears_in_whole_characters(run: Path) -> None:
     assert cut.add(tokens[0]).startswith("\N{REPLACEMENT CHARACTER}" * 2 + "B")
 
 
+def test_a_rank_that_is_killed_ends_the_command(run: Path) -> None:
+    with open_writer(find_target(str(run), run.parent, tensor=2)) as writer:
+        assert len(writer.generate([[5, 6]], SamplingOptions(max_new_tokens=3))[0]) == 3
+        assert isinstance(writer, RankTeam)
+        os.kill(writer.ranks[1].pid, signal.SIGKILL)
+        with pytest.raises(RanksFailed, match="rank 1 ended: exit code -9"):
+            writer.generate([[5, 6]], SamplingOptions(max_new_tokens=60))
+        ranks = writer.ranks
+    assert not any(rank.process.is_alive() for rank in ranks)
+
+
 def test_a_damaged_checkpoint_fails_in_one_line(run: Path) -> None:
     shard = next((run / "checkpoints" / "step-00000002").glob("*.safetensors"))
     data = bytearray(shard.read_bytes())
@@ -104,3 +115,8 @@ def test_a_damaged_checkpoint_fails_in_one_line(run: Path) -> None:
     result = llmscale("generate", run, "cat")
     assert result.returncode == 1
     assert "no sound checkpoint" in result.stderr and "Traceback" not in result.stderr
+    with (
+        pytest.raises(CheckpointError, match="no sound checkpoint"),
+        open_writer(find_target(str(run), run.parent, pipeline=2)),
+    ):
+        pass
