@@ -1,5 +1,6 @@
 """Seeded kills of a run: which rank dies, after which step, and at what moment."""
 
+import contextlib
 import os
 import random
 import re
@@ -97,3 +98,27 @@ def killing(run: Run, kills: Sequence[Kill]) -> Iterator[Killer]:
     assert len(killer.recoveries) == len(kills), (
         f"{len(killer.recoveries)} of {len(kills)} kills came to pass"
     )
+
+
+@contextmanager
+def killing_by_the_clock(run: Run, seed: int, kills: int, ranks: int) -> Iterator[None]:
+    """Kill a random rank every now and then, wherever the run may be."""
+    chance, over = random.Random(seed), threading.Event()
+
+    def carry_out() -> None:
+        killer = Killer(run, [])
+        while not (run.folder / "logs" / f"rank-{ranks - 1}.log").exists() and not over.wait(LOOK_SECONDS):
+            pass
+        for _ in range(kills):
+            if over.wait(chance.uniform(0.1, 1.5)):
+                return
+            with contextlib.suppress(ProcessLookupError, IndexError):  # between two starts: nobody there
+                os.kill(killer.rank_pid(chance.randrange(ranks)), signal.SIGKILL)
+
+    thread = threading.Thread(target=carry_out)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -20,7 +20,7 @@ import torch
 from llmscale.config.load import load_config
 from llmscale.config.problems import InputError
 from llmscale.data.loader import BatchSource
-from tests.distributed.kills import Kill, killing, plan
+from tests.distributed.kills import Kill, killing, killing_by_the_clock, plan
 from tests.distributed.trainings import (
     DP2,
     PP2_INTERLEAVED,
@@ -91,6 +91,17 @@ def test_twenty_kills(
         print(
             f"\n{layout}: kill to next step, median {median(recoveries):.2f} s, worst {max(recoveries):.2f} s"
         )
+
+
+@pytest.mark.soak
+def test_kills_at_any_time(place: Place) -> None:
+    """Also while ranks start, load, or leave: ten kills by the clock, one after the other."""
+    overrides = (*LAYOUTS["tensor 2 x pipeline 2, ZeRO-1, bf16, dropout"], "train.steps=24")
+    oracle, run = place.uninterrupted("clock-oracle", *overrides), place.run("clock")
+    with killing_by_the_clock(run, seed=7, kills=10, ranks=4):
+        assert place.train("clock", *overrides, "cluster.max_restarts=30") == 0, run.rank_logs()
+    assert len(run.events("failed")) >= 5
+    assert_same_run(run, oracle)
 
 
 def survive(
