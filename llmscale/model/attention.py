@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from llmscale_kernels.rotary import rotate
+from llmscale_kernels.rotary import rotate, split_and_rotate
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.module import MegatronModule
@@ -95,12 +95,7 @@ class SelfAttention(MegatronModule):
             attention_mask: always None: attention is causal.
             rotary_pos_emb: cosines and sines, [2, S, B or 1, D]; None for learned positions.
         """
-        query, key, value = self._project(hidden_SBH)
-        if self.q_layernorm is not None and self.k_layernorm is not None:
-            query, key = self.q_layernorm(query), self.k_layernorm(key)
-        if rotary_pos_emb is not None:
-            cosine, sine = rotary_pos_emb[0], rotary_pos_emb[1]
-            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+        query, key, value = self._project(hidden_SBH, rotary_pos_emb)
         if self.cache is not None:
             key, value = self.cache.append(key, value)
         if self.config.recompute_granularity == "selective" and self.training:
@@ -109,10 +104,18 @@ class SelfAttention(MegatronModule):
             attended = self._attend(query, key, value)
         return self.linear_proj(attended)
 
-    def _project(self, hidden_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, hidden_SBH: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [S, B, N, D], keys and values [S, B, K, D], normalised and turned."""
         mixed, _ = self.linear_qkv(hidden_SBH)
         mixed = mixed.view(*mixed.shape[:2], -1, self.head_size)
-        return mixed.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if rotary is not None and self.q_layernorm is None:
+            return split_and_rotate(mixed, self.heads, self.kv_heads, rotary[0], rotary[1])
+        query, key, value = mixed.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if self.q_layernorm is not None and self.k_layernorm is not None:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary[0], rotary[1]), rotate(key, rotary[0], rotary[1])
+        return query, key, value
 
     def _attend(self, query_SBND: Tensor, key_TBKD: Tensor, value_TBKD: Tensor) -> Tensor:
         """Causal attention of S queries, the last of T ≥ S keys: [S, B, N × D]."""
