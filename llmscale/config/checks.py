@@ -153,15 +153,6 @@ def float64_layout(config: Config) -> Iterator[Problem]:
         yield Problem("train.precision", "fp64", "DeepSpeed's ZeRO-3 has no float64; use zero.stage=1")
 
 
-def muon_layout(config: Config) -> Iterator[Problem]:
-    if config.optimizer.name == "muon" and config.parallel.tensor > 1:
-        yield Problem(
-            "optimizer.name",
-            "muon",
-            "orthogonalises whole matrices; with parallel.tensor above 1 a rank has only a part: use adamw",
-        )
-
-
 def later_axes(config: Config) -> Iterator[Problem]:
     for key, size in (("context", config.parallel.context), ("expert", config.parallel.expert)):
         if size > 1:
@@ -255,7 +246,6 @@ RULES: tuple[Rule, ...] = (
     pipeline_needs_zero_one,
     parameters_offload_needs_zero_three,
     float64_layout,
-    muon_layout,
     later_axes,
     world_is_product,
     batch_divides,

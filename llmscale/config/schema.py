@@ -181,7 +181,7 @@ class OptimizerSection(Section):
     def shorthand(cls) -> str:
         return "name"
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw"] = "adamw"
     lr: PositiveFloat = 3e-4
     """Peak learning rate."""
     min_lr: NonNegativeFloat | None = None
@@ -190,10 +190,6 @@ class OptimizerSection(Section):
     epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay; norms and biases have none."""
-    momentum: Probability = 0.95
-    """Muon's momentum."""
-    muon_lr: PositiveFloat = 0.02
-    """Muon's learning rate for matrices; embeddings, output and norms use AdamW at `lr`."""
     clip: NonNegativeFloat = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"

@@ -67,7 +67,7 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
     own = -(-count.total // replicas)
     weights = (own if zero.stage == 3 else count.total) * width
     gradients = (count.total if zero.stage == 1 else own) * state_width
-    optimizer = own * state_width + _moments(config, count) * state_width // replicas
+    optimizer = own * state_width + 2 * count.total * state_width // replicas
     whole_gradient_kept = zero.stage == 1 and train.precision == "bf16"
     host = 0
     if zero.offload.optimizer != "none":
@@ -91,13 +91,6 @@ def fullest_rank(config: Config, vocabulary_size: int) -> tuple[int, RankMemory]
     """The pipeline stage whose ranks need most, and what they need."""
     stages = {stage: rank_memory(config, vocabulary_size, stage) for stage in range(config.parallel.pipeline)}
     return max(stages.items(), key=lambda item: item[1].total)
-
-
-def _moments(config: Config, count: ParameterCount) -> int:
-    """Elements of the optimizer's moments: AdamW keeps two a parameter, Muon one a parameter of a matrix."""
-    if config.optimizer.name == "muon":
-        return 2 * count.total - count.attention - count.feed_forward
-    return 2 * count.total
 
 
 def _buffers(config: Config, count: ParameterCount) -> int:

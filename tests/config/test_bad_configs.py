@@ -93,7 +93,7 @@ BAD: list[tuple[str, str, str]] = [
     ("zero.offload.parameters=cpu", "zero.offload.parameters", "zero.stage=3"),
     ("zero.offload.optimizer=nvme", "zero.offload.nvme_path", "set it"),
     ("train.precision=fp64 zero.stage=3 parallel.pipeline=1", "train.precision", "zero.stage=1"),
-    ("optimizer=muon", "optimizer.name", "adamw"),
+    ("optimizer=adam", "optimizer.name", "adamw"),
     ("parallel.context=2 cluster.processes_per_node=8", "parallel.context", "not built yet"),
     ("parallel.expert=2", "parallel.expert", "not built yet"),
     ("cluster.processes_per_node=6", "cluster.processes_per_node", "multiple of"),

@@ -43,9 +43,9 @@ def test_run_is_named_after_the_file(path: Path) -> None:
 
 
 def test_shorthands_in_file_and_override(path: Path) -> None:
-    config = load_config(path, ["cluster=slurm", "cluster.nodes=2", "zero=3", "optimizer=muon"])
+    config = load_config(path, ["cluster=slurm", "cluster.nodes=2", "zero=3", "optimizer=adamw"])
     assert (config.cluster.kind, config.cluster.nodes) == ("slurm", 2)
-    assert (config.zero.stage, config.optimizer.name) == (3, "muon")
+    assert (config.zero.stage, config.optimizer.name) == (3, "adamw")
     assert [(str(entry.path), entry.weight) for entry in config.data.train] == [
         ("corpus/a", 1),
         ("corpus/b", 2),

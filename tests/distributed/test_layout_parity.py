@@ -40,7 +40,7 @@ ALWAYS = (
 """What `make test` runs; the rest of the matrix is `make soak`."""
 
 
-def _allowed(layout: str, precision: str) -> bool:
+def is_possible(layout: str, precision: str) -> bool:
     # DeepSpeed's ZeRO-3 has no float64.
     return not (precision == "fp64" and LAYOUTS[layout].get("zero") == 3)
 
@@ -52,7 +52,7 @@ MATRIX = [
     for model in MODELS
     for layout in LAYOUTS
     for precision in ("fp32", "fp64")
-    if _allowed(layout, precision)
+    if is_possible(layout, precision)
 ]
 
 
