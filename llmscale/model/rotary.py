@@ -9,7 +9,7 @@ from llmscale.config.schema import RopeScaling
 
 
 class RotaryTable:
-    """Cosines and sines of every position, computed once in float64 and cut out per batch.
+    """Cosines and sines of every position, computed in float64, kept in the dtypes asked for.
 
     No `torch.nn.Module`: a cast of the model to bfloat16 must not touch the angles.
     """
@@ -17,17 +17,23 @@ class RotaryTable:
     def __init__(
         self, head_size: int, positions: int, base: float, scaling: RopeScaling | None, device: torch.device
     ) -> None:
-        frequency_D = inverse_frequencies(head_size, base, scaling)
-        angle_PD = torch.outer(torch.arange(positions, dtype=torch.float64), frequency_D).repeat(1, 2)
-        self._table_2PD = torch.stack((angle_PD.cos(), angle_PD.sin())).to(device)
-        self._cast: dict[torch.dtype, Tensor] = {}
+        self._frequency_D = inverse_frequencies(head_size, base, scaling)
+        self._positions = positions
+        self._device = device
+        self._tables_2PD: dict[torch.dtype, Tensor] = {}
 
     def at(self, position_ids_BS: Tensor, dtype: torch.dtype) -> Tensor:
         """Cosine and sine as [2, S, B or 1, D] in `dtype`; B is 1 where all rows have the same positions."""
-        table_2PD = self._cast.setdefault(dtype, self._table_2PD.to(dtype))
+        if dtype not in self._tables_2PD:
+            self._tables_2PD[dtype] = self._table(dtype)
         if position_ids_BS.stride(0) == 0 or len(position_ids_BS) == 1:
             position_ids_BS = position_ids_BS[:1]
-        return table_2PD[:, position_ids_BS.T]
+        return self._tables_2PD[dtype][:, position_ids_BS.T]
+
+    def _table(self, dtype: torch.dtype) -> Tensor:
+        positions_P = torch.arange(self._positions, dtype=torch.float64)
+        angle_PD = torch.outer(positions_P, self._frequency_D).repeat(1, 2)
+        return torch.stack((angle_PD.cos(), angle_PD.sin())).to(self._device, dtype)
 
 
 def inverse_frequencies(head_size: int, base: float, scaling: RopeScaling | None) -> Tensor:

@@ -10,7 +10,7 @@ from llmscale.checkpoint.checkpointer import Checkpointer
 from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.manifest import Manifest
 from llmscale.config.problems import Problem
-from llmscale.config.schema import Config
+from llmscale.config.schema import CheckpointSection, Config
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
@@ -43,7 +43,7 @@ def run(config: Config, environment: RankEnvironment) -> int:
         config.run_folder / "checkpoints",
         world.rank,
         world.layout.world_size,
-        config.checkpoint,
+        _checkpoint_options(config, environment),
         world.control_group,
         _description(config, world),
     )
@@ -64,6 +64,14 @@ def run(config: Config, environment: RankEnvironment) -> int:
         complete = loop.run()
     disconnect()
     return 0 if complete else EXIT_SAVED
+
+
+def _checkpoint_options(config: Config, environment: RankEnvironment) -> CheckpointSection:
+    """`resume: never` is for the first start only: ranks that the agent starts again go on from what this
+    run has saved since."""
+    if environment.restart_count and config.checkpoint.resume == "never":
+        return config.checkpoint.model_copy(update={"resume": "auto"})
+    return config.checkpoint
 
 
 def _description(config: Config, world: World) -> dict[str, JsonValue]:
