@@ -17,15 +17,20 @@ def main() -> None:
         model.parameters(), LEARNING_RATE, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY, fused=True
     )
     tokens = batch(workload)
+    rows = workload.micro_batch_size
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> float:
-        loss = model(input_ids=inputs, labels=inputs, shift_labels=targets, use_cache=False).loss
-        loss.backward()
+        total = 0.0
+        for part, labels in zip(inputs.split(rows), targets.split(rows)):
+            loss = model(input_ids=part, labels=part, shift_labels=labels, use_cache=False).loss
+            loss = loss * (len(part) / len(inputs))
+            loss.backward()
+            total += float(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return total
 
     measure(workload, step)
 

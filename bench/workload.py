@@ -19,16 +19,16 @@ class Workload:
     preset: str
     precision: str
     """fp32 or bf16."""
-    sequences: int = 4
+    sequences: int = 8
     """In one optimizer step, over all ranks."""
-    sequence_length: int = 256
+    sequence_length: int = 512
     threads: int = 4
     """Of each rank."""
     seconds: float = 8.0
     """How long steps are measured, after two that are not."""
     ranks: int = 1
     parallel: dict[str, int] = field(default_factory=dict)
-    micro_batch_size: int = 4
+    micro_batch_size: int = 2
 
     @classmethod
     def from_command_line(cls) -> "Workload":

@@ -1,7 +1,8 @@
 """Cross-entropy over logits whose vocabulary is split over ranks, never gathered.
 
 Columns of padding (beyond the true vocabulary) take no part: they count as minus infinity and get a
-zero gradient, so that padding changes nothing. Follows the vocabulary-parallel scheme of Megatron-LM
+zero gradient, so that padding changes nothing. The gradient takes the place of the logits in memory:
+backward runs once, and after it the logits are gone. Follows the vocabulary-parallel scheme of Megatron-LM
 (arXiv:1909.08053, section 3), in float32 at least, and in float64 for float64 logits.
 """
 
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 ROWS_AT_ONCE = 256
@@ -45,15 +47,17 @@ class _CrossEntropy(torch.autograd.Function):
         return log_sum_T - label_logit_T
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_TV, labels_T, log_sum_T = ctx.saved_tensors
         gradient_T = gradients[0]
         columns = ctx.columns
-        gradient_TV = torch.empty_like(logits_TV)
-        gradient_TV[:, columns:] = 0
+        in_place = logits_TV.dtype == log_sum_T.dtype
+        logits_TV[:, columns:] = 0
         for start in range(0, len(labels_T), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            chunk = torch.sub(logits_TV[rows, :columns], log_sum_T[rows, None]).exp_()
+            target = logits_TV[rows, :columns]
+            chunk = torch.sub(target, log_sum_T[rows, None], out=target if in_place else None).exp_()
             local = labels_T[rows] - ctx.first_column
             mine = (local >= 0) & (local < columns)
             if columns:
@@ -62,8 +66,10 @@ class _CrossEntropy(torch.autograd.Function):
                     local.clamp(0, columns - 1)[:, None],
                     torch.where(mine, -1.0, 0.0)[:, None].to(chunk.dtype),
                 )
-            gradient_TV[rows, :columns] = chunk.mul_(gradient_T[rows, None])
-        return gradient_TV, None, None, None, None
+            chunk.mul_(gradient_T[rows, None])
+            if not in_place:
+                target.copy_(chunk)
+        return logits_TV, None, None, None, None
 
 
 def _sum_of_logarithms(log_sum_T: Tensor, group: ProcessGroup) -> Tensor:

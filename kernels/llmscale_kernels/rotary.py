@@ -59,16 +59,17 @@ class _SplitAndRotate(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cosine_SBD, sine_SBD)
         ctx.heads, ctx.kv_heads = heads, kv_heads
-        turned_SBXD = mixed_SBXD[:, :, : heads + kv_heads]
-        out = _turn(
-            turned_SBXD,
-            cosine_SBD,
-            sine_SBD,
-            torch.empty(turned_SBXD.shape, dtype=mixed_SBXD.dtype, device=mixed_SBXD.device),
-            sign=1,
+        sequence, batch, total, size = mixed_SBXD.shape
+        # Head by head in memory: attention reads each head's sequence as one block.
+        out_BXSD = torch.empty(
+            (batch, total, sequence, size), dtype=mixed_SBXD.dtype, device=mixed_SBXD.device
         )
-        query, key = out.split([heads, kv_heads], dim=2)
-        return query, key, mixed_SBXD[:, :, heads + kv_heads :]
+        out = out_BXSD.permute(2, 0, 1, 3)
+        turned = heads + kv_heads
+        _turn(mixed_SBXD[:, :, :turned], cosine_SBD, sine_SBD, out[:, :, :turned], sign=1)
+        out[:, :, turned:] = mixed_SBXD[:, :, turned:]
+        query, key, value = out.split([heads, kv_heads, kv_heads], dim=2)
+        return query, key, value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:

@@ -9,6 +9,7 @@ import deepspeed.runtime.config
 import deepspeed.utils.groups
 import torch
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from llmscale.config.schema import Config
@@ -33,6 +34,9 @@ def deepspeed_engine(
             config=deepspeed_config(config, world.layout.data, elements),
             mpu=None if world.layout.world_size == world.layout.data else ModelParallelUnit(world),
         )
+    if world.data_group.size() == 1 and isinstance(engine.optimizer, BF16_Optimizer):
+        # Nobody to reduce with: saves four copies of all gradients.
+        engine.enable_backward_allreduce = False
     return engine
 
 
@@ -85,7 +89,8 @@ def deepspeed_config(config: Config, data_parallel: int, elements: int) -> dict[
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": False,
-            "reduce_scatter": config.train.precision != "fp64",
+            # With one replica there is nothing to scatter, and float64 cannot be.
+            "reduce_scatter": data_parallel > 1 and config.train.precision != "fp64",
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             **_offload(config),
