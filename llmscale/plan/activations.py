@@ -26,11 +26,11 @@ def activation_bytes(config: Config, stage: int, width: int, logits: int) -> int
 
 
 def logits_bytes(config: Config, vocabulary_size: int, width: int) -> int:
-    """Logits and their gradient on a rank of the last stage, and the fp32 rows that the loss works on."""
+    """Logits on a rank of the last stage, whose place their gradient takes, and the fp32 rows of the loss."""
     tensor = config.parallel.tensor
     columns = padded_vocabulary_size(vocabulary_size, tensor) // tensor
     tokens = config.train.micro_batch_size * config.train.sequence_length // config.parallel.context
-    return 2 * tokens * columns * width + 2 * min(tokens, LOSS_ROWS) * columns * max(width, 4)
+    return tokens * columns * width + 2 * min(tokens, LOSS_ROWS) * columns * max(width, 4)
 
 
 def microbatches(config: Config) -> int:
@@ -64,32 +64,23 @@ def hidden_elements_per_token(config: Config) -> float:
 def layer_elements_per_token(config: Config) -> float:
     """Elements that one layer keeps a token, on one tensor rank.
 
-    What its two norms keep, the fused query-key-value projection, turned queries and keys, the
-    attention's output, and in the feed-forward layer what goes into and comes out of its activation.
+    What its two norms keep, queries, keys and values, the attention's output, and in the feed-forward layer
+    what goes into and comes out of its activation. qwen3 keeps queries and keys as its norms take them, too.
     Column-parallel layers gather their input again in the backward pass where the sequence is split, so
     that copy is not counted. Selective recomputation drops nothing here: fused attention keeps no scores.
     """
     model, tensor = config.model, config.parallel.tensor
     query = model.heads * model.head_size_or_default
     key = model.kv_heads_or_default * model.head_size_or_default
-    projected, attended = query + 2 * key, query
-    turned = 0 if model.family == "gpt2" else query + key
-    head_norms = (norm_copies(config) - 2) * (query + key) if model.family == "qwen3" else 0
-    feed_forward = (2 if model.family == "gpt2" else 4) * model.ffn_size_or_default
+    # Where heads lie together for attention, its output is copied once to lie token by token again.
+    rearranged = model.family in ("llama", "mistral") and config.train.micro_batch_size > 1
+    projected, attended = query + 2 * key, query * (2 if rearranged else 1)
+    turned = query + key if model.family == "qwen3" else 0
+    feed_forward = (2 if model.family == "gpt2" else 3) * model.ffn_size_or_default
     norms = 2 * norm_elements_per_token(config)
-    return norms + (projected + head_norms + turned + attended + feed_forward) / tensor
+    return norms + (projected + turned + attended + feed_forward) / tensor
 
 
 def norm_elements_per_token(config: Config) -> float:
-    return norm_copies(config) * hidden_elements_per_token(config)
-
-
-def norm_copies(config: Config) -> int:
-    """What a norm keeps, in units of its input.
-
-    LayerNorm keeps input and output; RMSNorm on a CPU the normalised input too, for bf16 in fp32 and with
-    the input in fp32. A fused one on a GPU keeps less: there this errs to the safe side.
-    """
-    if config.model.family == "gpt2":
-        return 2
-    return 5 if config.train.precision == "bf16" else 3
+    """A norm keeps its input and its output."""
+    return 2 * hidden_elements_per_token(config)
