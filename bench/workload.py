@@ -28,7 +28,7 @@ class Workload:
     """How long steps are measured, after two that are not."""
     ranks: int = 1
     parallel: dict[str, int] = field(default_factory=dict)
-    micro_batch_size: int = 2
+    micro_batch_size: int = 4
 
     @classmethod
     def from_command_line(cls) -> "Workload":
