@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoint_layouts import RankedPieces
-
 from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.epochs import claim_epoch, read_epochs
 from llmscale.checkpoint.loader import Accept, Loaded, load_first_sound
 from llmscale.checkpoint.shards import HostImage, tensor_entries
 from llmscale.checkpoint.store import Store
 from llmscale.checkpoint.writer import SaveRequest, commit_parts, write_part
+from tests.checkpoint.checkpoint_layouts import RankedPieces
 
 
 def save(folder: Path, step: int, layout: RankedPieces, epoch: int | None = None) -> Path:

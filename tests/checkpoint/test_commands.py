@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_layouts import deal, make_tensors
-from simulated_ranks import save
+
+from tests.checkpoint.checkpoint_layouts import deal, make_tensors
+from tests.checkpoint.simulated_ranks import save
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:

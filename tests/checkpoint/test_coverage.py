@@ -3,12 +3,12 @@
 import random
 
 import numpy as np
-from checkpoint_layouts import split_box
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmscale.checkpoint.coverage import coverage
 from llmscale.model.regions import Box
+from tests.checkpoint.checkpoint_layouts import split_box
 
 SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=3).map(tuple)
 

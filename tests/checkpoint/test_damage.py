@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_layouts import deal, make_tensors
-from simulated_ranks import load, save
 
 from llmscale.checkpoint.manifest import Manifest, marker_of
 from llmscale.checkpoint.store import MANIFEST, MARKER, inspect
+from tests.checkpoint.checkpoint_layouts import deal, make_tensors
+from tests.checkpoint.simulated_ranks import load, save
 
 FILES = (MANIFEST, MARKER, "shard-00000.safetensors", "shard-00001.safetensors", "shard-00002.safetensors")
 TRIALS = 400

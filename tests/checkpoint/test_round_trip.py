@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_layouts import RankedPieces, deal, make_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from simulated_ranks import load, save
 
 from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.errors import CheckpointError
@@ -16,6 +14,8 @@ from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.store import Store, inspect, verify
 from llmscale.config.problems import InputError, Problem
 from llmscale.model.regions import Piece
+from tests.checkpoint.checkpoint_layouts import RankedPieces, deal, make_tensors
+from tests.checkpoint.simulated_ranks import load, save
 
 SEEDS = st.integers(0, 1 << 30)
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoint_layouts import deal, make_tensors
 
 from llmscale.checkpoint.checkpointer import Checkpointer
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.config.schema import CheckpointSection
+from tests.checkpoint.checkpoint_layouts import deal, make_tensors
 
 fork = multiprocessing.get_context("fork")
 

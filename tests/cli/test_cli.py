@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic import make_run
+
+from tests.cli.synthetic import make_run
 
 TINY = "configs/pretrain/tiny.yaml"
 

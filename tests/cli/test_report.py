@@ -4,10 +4,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from synthetic import STEPS, make_run
-
 from llmscale.commands.report import write_report
 from llmscale.report.gather import gather, smoothed, summary
+from tests.cli.synthetic import STEPS, make_run
 
 
 class Tags(HTMLParser):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import agent_entries
 import psutil
 import pytest
 
@@ -20,6 +19,7 @@ from llmscale.runtime.agent import Agent, Job, Watcher
 from llmscale.runtime.events import Event, read_events
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
+from tests.runtime import agent_entries
 
 
 class Listener(Watcher):
@@ -33,7 +33,7 @@ class Listener(Watcher):
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
     prepare_environment(processes=1, threads=1)
-    start_server(["agent_entries"])
+    start_server(["tests.runtime.agent_entries"])
 
 
 def run(
