@@ -122,14 +122,6 @@ class World:
         """First and last pipeline stage, on those two stages."""
         return self.groups.embd if self.is_first_stage or self.is_last_stage else None
 
-    @property
-    def last_stage_rank(self) -> int:
-        """Global rank of the last stage of this rank's pipeline."""
-        place = self.coordinates
-        return self.layout.rank(
-            Coordinates(place.tensor, place.context, place.data, self.layout.pipeline - 1)
-        )
-
 
 def _gloo_group(timeout: timedelta) -> ProcessGroup:
     """All ranks over gloo: for small CPU messages, whatever the tensors travel by."""
