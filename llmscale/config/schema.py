@@ -304,5 +304,13 @@ class Config(Section):
         return self.world_size // model_ranks if self.world_size % model_ranks == 0 else 0
 
     @property
+    def has_partitions(self) -> bool:
+        """ZeRO keeps masters and moments of its own, in partitions. It does not for ZeRO-1 of one replica in
+        full precision: there the weights are their own masters, and nobody shares the work."""
+        alone = self.data_parallel * self.parallel.context == 1
+        is_plain = self.train.precision != "bf16" and self.zero.offload.optimizer == "none"
+        return not (alone and is_plain and self.zero.stage == 1)
+
+    @property
     def run_folder(self) -> Path:
         return self.run.root / (self.run.name or "run")

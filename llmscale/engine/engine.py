@@ -4,6 +4,7 @@ The loss of a step is the sum over all counted tokens of the global batch divide
 is its gradient, under every layout.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.engine import state
+from llmscale.engine.clip import clip_gradients
 from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
 from llmscale.engine.schedule import ScheduledChunk, run_schedule
 from llmscale.engine.zero import deepspeed_engine
@@ -88,8 +90,8 @@ class Engine:
                 parameter.ds_pipe_replicated = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def _scheduled_chunks(self) -> list[ScheduledChunk]:
-        # ZeRO 2 and 3 act on the engine's forward; interleaved chunks (ZeRO-1 only) are called directly.
-        if len(self.chunks) > 1:
+        # ZeRO acts on the engine's forward, of one chunk; where there are several it is ZeRO-1, which need not.
+        if len(self.chunks) > 1 or not self.config.has_partitions:
             return [ScheduledChunk(chunk, chunk) for chunk in self.chunks]
         return [ScheduledChunk(self.chunks[0], self.deepspeed)]
 
@@ -102,10 +104,21 @@ class Engine:
             self._set_learning_rate(lr)
             loss_sum, tokens = self._forward_backward(microbatches, step, forward_only=False)
             self._sum_tied_gradients()
-            self.deepspeed.step()
-            grad_norm = self.deepspeed.get_global_grad_norm()
+            grad_norm = self._update()
         self.steps_done = step
         return StepResult(loss_sum / tokens, int(tokens), float(grad_norm), lr)
+
+    def _update(self) -> float:
+        """Clip and step the optimizer, unless the gradient is not finite; its norm before."""
+        if self.config.has_partitions:
+            self.deepspeed.step()
+            return self.deepspeed.get_global_grad_norm()
+        norm = clip_gradients(self.parameters, self.declarations, self.world, self.config.optimizer.clip)
+        if math.isfinite(norm):
+            self.deepspeed.step()
+        else:
+            self.deepspeed.zero_grad()
+        return norm
 
     @torch.no_grad()
     def evaluate(self, microbatches: Sequence[Batch]) -> Evaluation:

@@ -29,6 +29,8 @@ class OwnedRange:
 
 def owned_range(engine: Any, parameter: torch.nn.Parameter) -> OwnedRange | None:
     """This rank's part of `parameter`, or None where other ranks own all of it."""
+    if engine.zero_optimization_stage() == 0:
+        return OwnedRange(0, parameter.detach().view(-1), _moments(engine, parameter, 0, parameter.numel()))
     if engine.zero_optimization_stage() == 3:
         return _partitioned_parameter(engine, parameter)
     mapping = getattr(parameter, "_hp_mapping", None)
@@ -57,40 +59,52 @@ def _partitioned_parameter(engine: Any, parameter: torch.nn.Parameter) -> OwnedR
 
 
 def _cut(engine: Any, flat: Tensor, offset: int, length: int, start: int) -> OwnedRange:
-    moments = {
-        key: value.narrow(0, offset, length)
-        for key, value in engine.optimizer.optimizer.state.get(flat, {}).items()
-        if isinstance(value, Tensor) and value.shape == flat.shape
+    return OwnedRange(
+        start, flat.detach().narrow(0, offset, length), _moments(engine, flat, offset, length)
+    )
+
+
+def _moments(engine: Any, updated: Tensor, offset: int, length: int) -> dict[str, Tensor]:
+    return {
+        key: value.view(-1).narrow(0, offset, length)
+        for key, value in _inner_optimizer(engine).state.get(updated, {}).items()
+        if isinstance(value, Tensor) and value.shape == updated.shape
     }
-    return OwnedRange(start, flat.detach().narrow(0, offset, length), moments)
+
+
+def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The one that updates, which ZeRO wraps where it is at work."""
+    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+
+
+def _updated_tensors(engine: Any) -> list[Tensor]:
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return [p for group in engine.optimizer.param_groups for p in group["params"]]
+    return engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else _flat_masters(engine)
 
 
 def create_optimizer_state(engine: Any) -> None:
     """What the optimizer would create in its first step, so that a load has something to fill."""
-    optimizer = engine.optimizer.optimizer
-    flats = (
-        engine.optimizer.fp32_partitioned_groups_flat
-        if engine.zero_optimization_stage() == 3
-        else _flat_masters(engine)
-    )
-    for flat in flats:
-        state = optimizer.state[flat]
+    optimizer = _inner_optimizer(engine)
+    for updated in _updated_tensors(engine):
+        state = optimizer.state[updated]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(flat, requires_grad=False)
-            state["exp_avg_sq"] = torch.zeros_like(flat, requires_grad=False)
+            state["exp_avg"] = torch.zeros_like(updated, requires_grad=False)
+            state["exp_avg_sq"] = torch.zeros_like(updated, requires_grad=False)
 
 
 def optimizer_steps(engine: Any) -> int:
     """Updates that the moments have seen (skipped steps do not count)."""
-    for state in engine.optimizer.optimizer.state.values():
+    for state in _inner_optimizer(engine).state.values():
         if "step" in state:
             return int(state["step"])
     return 0
 
 
 def set_optimizer_steps(engine: Any, steps: int) -> None:
-    for state in engine.optimizer.optimizer.state.values():
+    for state in _inner_optimizer(engine).state.values():
         if "step" in state:
             state["step"] = torch.tensor(float(steps))
 
@@ -111,8 +125,10 @@ def parameter_pieces(
 @torch.no_grad()
 def publish_masters(engine: Any) -> None:
     """Make the model compute with the master weights as they stand now. Collective."""
-    optimizer = engine.optimizer
-    if engine.zero_optimization_stage() < 3:
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        return
+    if stage < 3:
         optimizer.update_lp_params()
         return
     for low, high in zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat):

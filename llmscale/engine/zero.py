@@ -27,14 +27,17 @@ def deepspeed_engine(
 ) -> Any:
     """`module` under ZeRO as the config wants it. Collective; the world must be active."""
     elements = sum(parameter.numel() for parameter in module.parameters())
-    with _float64_masters() if config.train.precision == "fp64" else contextlib.nullcontext():
+    in_float64 = config.train.precision == "fp64" and config.has_partitions
+    with _float64_masters() if in_float64 else contextlib.nullcontext():
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             config=deepspeed_config(config, world.layout.data, elements),
             mpu=None if world.layout.world_size == world.layout.data else ModelParallelUnit(world),
         )
-    if world.data_group.size() == 1 and isinstance(engine.optimizer, BF16_Optimizer):
+    if not config.has_partitions or (
+        world.data_group.size() == 1 and isinstance(engine.optimizer, BF16_Optimizer)
+    ):
         # Nobody to reduce with: saves four copies of all gradients.
         engine.enable_backward_allreduce = False
     return engine
@@ -71,14 +74,15 @@ def deepspeed_config(config: Config, data_parallel: int, elements: int) -> dict[
     larger than that would only take memory.
     """
     bucket = min(elements, MOST_ELEMENTS_AT_ONCE)
-    stage = config.zero.stage
+    stage = config.zero.stage if config.has_partitions else 0
     is_bf16 = config.train.precision == "bf16"
     return {
         "train_batch_size": config.train.micro_batch_size * data_parallel,
         "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.optimizer.clip,
+        # Without partitions DeepSpeed clips a rank's own part of a model, not the whole: engine/clip.py does.
+        "gradient_clipping": config.optimizer.clip if config.has_partitions else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 60,

@@ -67,8 +67,8 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
     own = -(-count.total // replicas)
     weights = (own if zero.stage == 3 else count.total) * width
     gradients = (count.total if zero.stage == 1 else own) * state_width
-    optimizer = own * state_width + 2 * count.total * state_width // replicas
-    whole_gradient_kept = zero.stage == 1 and train.precision == "bf16"
+    optimizer = own * state_width * config.has_partitions + 2 * count.total * state_width // replicas
+    whole_gradient_kept = not config.has_partitions or (zero.stage == 1 and train.precision == "bf16")
     host = 0
     if zero.offload.optimizer != "none":
         host, optimizer = (optimizer + own * state_width if zero.offload.optimizer == "cpu" else 0), 0
