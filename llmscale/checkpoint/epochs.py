@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmscale.checkpoint.files import sync_folder, write_new
+from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.files import make_durable_folder, sync_folder, write_new
 
 FOLDER = "epochs"
 _NAME = re.compile(r"^(\d{8})(?:\.from-(\d{8,}|nothing))?$")
@@ -46,8 +47,14 @@ def read_epochs(checkpoints: Path) -> Epochs:
 
 
 def claim_epoch(checkpoints: Path, above: int) -> int:
-    """Take the next epoch for this start of the run: greater than `above` and than all that were claimed."""
-    (checkpoints / FOLDER).mkdir(parents=True, exist_ok=True)
+    """Take the next epoch for this start of the run: greater than `above` and than all that were claimed.
+
+    Raises:
+        CheckpointError: `epochs` is a link, through which files would land elsewhere.
+    """
+    if (checkpoints / FOLDER).is_symlink():
+        raise CheckpointError(f"{checkpoints / FOLDER}: is a link; remove it")
+    make_durable_folder(checkpoints / FOLDER)
     epoch = max(above, read_epochs(checkpoints).newest)
     while True:
         epoch += 1

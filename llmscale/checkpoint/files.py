@@ -52,6 +52,20 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_durable_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, and make all of their names durable.
+
+    Also those of folders that were there: another part of this start may have made them a moment ago. Up to
+    the file system's own root, as far as they may be opened.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    device = path.stat().st_dev
+    for folder in (path, *path.absolute().parents):
+        if folder.stat().st_dev != device or not os.access(folder, os.R_OK):
+            return
+        sync_folder(folder)
+
+
 def open_regular(path: Path) -> int:
     """Open a file for reading; links, devices and pipes are refused.
 
@@ -101,9 +115,11 @@ def read_exactly(descriptor: int, offset: int, target: bytearray | memoryview, p
 def remove_folder(path: Path, doomed: Path) -> None:
     """Remove a folder in one step as far as others can see: it is renamed to `doomed` first.
 
+    Durably so before the first file goes, or a power loss could leave it half empty under its old name.
     Another rank that was just creating a file there may still get it in: then once more.
     """
     path.rename(doomed)
+    sync_folder(doomed.parent)
     for attempts_left in reversed(range(REMOVAL_ATTEMPTS)):
         try:
             shutil.rmtree(doomed)

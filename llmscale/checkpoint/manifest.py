@@ -159,10 +159,13 @@ def parse(record: type[RecordType], data: bytes, source: object) -> RecordType:
     """Read a record back; anything but the bytes that `to_bytes` would write is damage."""
     try:
         value = record.model_validate_json(data)
+        written = value.to_bytes()
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise DamagedCheckpoint(f"{source}: {place}: {first['msg']}") from error
-    if value.to_bytes() != data:
+    except (ValueError, RecursionError) as error:  # NaN, surrogates, numbers of thousands of digits
+        raise DamagedCheckpoint(f"{source}: {error}") from error
+    if written != data:
         raise DamagedCheckpoint(f"{source}: not as it was written")
     return value

@@ -13,7 +13,6 @@ Nothing here imports torch, so that listing is quick.
 import hashlib
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,7 +30,7 @@ PENDING_MARKER = ".COMMITTED.pending"
 MARKER_LIMIT = 4096
 MANIFEST_LIMIT = 1 << 30
 _STEP = re.compile(r"^step-(\d{8,})$")
-_LITTER = re.compile(r"^\.step-\d{8,}\.[0-9a-f]{32}\.(partial|deleting)$")
+_LITTER = re.compile(r"^\.step-(\d{8,})\.[0-9a-f]{32}\.(partial|deleting)$")
 
 State = Literal["committed", "uncommitted", "damaged", "fenced"]
 
@@ -87,8 +86,9 @@ class Store:
         for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
             if path.is_symlink() or not path.is_dir():
                 continue
-            if _LITTER.match(path.name) or (_STEP.match(path.name) and inspect(path).state == "uncommitted"):
-                shutil.rmtree(path)
+            match = _LITTER.match(path.name) or _STEP.match(path.name)
+            if match and (path.name.startswith(".") or inspect(path).state == "uncommitted"):
+                remove_folder(path, self._hidden(int(match[1]), uuid.uuid4().hex, "deleting"))
                 removed.append(path.name)
         return removed
 
