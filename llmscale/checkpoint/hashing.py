@@ -24,7 +24,15 @@ def blocks_of(image: memoryview) -> Iterator[memoryview]:
 
 
 def hash_blocks(image: memoryview) -> tuple[str, ...]:
-    return tuple(hashlib.sha256(block).hexdigest() for block in blocks_of(image))
+    return tuple(hash_of(block) for block in blocks_of(image))
+
+
+def hash_of(block: memoryview) -> str:
+    return hashlib.sha256(block).hexdigest()
+
+
+def block_fault(path: Path, start: int, stop: int) -> str:
+    return f"{path}: bytes {start}-{stop - 1} are not those that were saved"
 
 
 def check_blocks(folder: Path, wanted: Iterable[tuple[ShardEntry, int]]) -> list[str]:
@@ -66,11 +74,7 @@ def _check_block(folder: Path, shard: ShardEntry, index: int) -> str | None:
             os.close(descriptor)
     except DamagedCheckpoint as error:
         return str(error)
-    return (
-        None
-        if found == shard.blocks[index]
-        else f"{path}: bytes {start}-{stop - 1} are not those that were saved"
-    )
+    return None if found == shard.blocks[index] else block_fault(path, start, stop)
 
 
 def _hash_range(descriptor: int, start: int, stop: int, path: Path) -> str:

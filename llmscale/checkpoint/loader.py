@@ -1,10 +1,11 @@
-"""Loading a checkpoint into pieces of any layout: plan, verify, stage, and only then change live tensors.
+"""Loading a checkpoint into pieces of any layout: plan, read and hash, and only then change live tensors.
 
 All ranks go through the same steps together. Bad input (the checkpoint is of another model) is raised on
 all of them; damage makes all of them turn to the next older checkpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor
 from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.coverage import coverage, stored_faults
 from llmscale.checkpoint.errors import CheckpointError
-from llmscale.checkpoint.hashing import check_blocks, check_size
-from llmscale.checkpoint.manifest import JsonObject, Manifest, TensorEntry
-from llmscale.checkpoint.shards import DTYPE_NAMES, HostImage, ShardLayout, ShardReader, Slot
+from llmscale.checkpoint.hashed_reader import HashedShardReader
+from llmscale.checkpoint.hashing import THREADS, check_size
+from llmscale.checkpoint.manifest import JsonObject, Manifest, ShardEntry, TensorEntry
+from llmscale.checkpoint.shards import DTYPE_NAMES, HostImage, ShardLayout, Slot
 from llmscale.checkpoint.store import Checkpoint, locate
 from llmscale.config.problems import InputError, Problem
 from llmscale.model.regions import Box, Piece
@@ -109,16 +111,13 @@ def _load(
     mine = {
         "problems": problems,
         "wanted": [(piece.name, piece.start, tuple(piece.data.shape)) for piece in pieces],
-        "shards": sorted({read.shard for read in reads}),
     }
-    verdict = agreement.decide(mine, lambda ranks: _judge(manifest, ranks, accept, ignored))
+    verdict = agreement.decide(mine, lambda ranks: _judge(folder, manifest, ranks, accept, ignored))
     if verdict["problems"]:
         raise InputError([Problem(*problem) for problem in verdict["problems"]])
     if verdict["faults"]:
         return verdict["faults"]
-    faults = agreement.attempt(lambda: _verify_share(agreement.rank, folder, manifest, verdict["checkers"]))
-    if not faults:
-        faults = agreement.attempt(lambda: _stage(folder, manifest, reads, pieces, image.views))
+    faults = agreement.attempt(lambda: _stage(folder, manifest, reads, pieces, image.views))
     if not faults:
         image.copy_to(pieces)
     return faults
@@ -163,9 +162,13 @@ def _mismatch(piece: Piece, entry: TensorEntry) -> tuple[str, str] | None:
 
 
 def _judge(
-    manifest: Manifest, ranks: Sequence[Mapping[str, Any]], accept: Accept | None, ignored: str | None
+    folder: Path,
+    manifest: Manifest,
+    ranks: Sequence[Mapping[str, Any]],
+    accept: Accept | None,
+    ignored: str | None,
 ) -> dict[str, Any]:
-    """Rank 0: does it hold this model, all of it and nothing else; and who verifies which shard?"""
+    """Rank 0: does it hold this model, all of it and nothing else? And are all of its files there?"""
     problems = (
         [(problem.key, str(problem.value), problem.message) for problem in accept(manifest)] if accept else []
     )
@@ -183,21 +186,9 @@ def _judge(
             problems.append(
                 (name, "partly wanted", "is in the checkpoint, and no rank takes all of its elements")
             )
-    checkers: list[list[int]] = [[] for _ in manifest.shards]
-    for rank, value in enumerate(ranks):
-        for shard in value["shards"]:
-            checkers[shard].append(rank)
-    return {"problems": problems, "faults": stored_faults(manifest.tensors), "checkers": checkers}
-
-
-def _verify_share(rank: int, folder: Path, manifest: Manifest, checkers: Sequence[list[int]]) -> list[str]:
-    """Hash this rank's share of the shards in use: those who will read a shard share its blocks."""
-    faults, share = [], []
-    for shard, ranks in zip(manifest.shards, checkers, strict=True):
-        if rank in ranks:
-            faults += check_size(folder, shard)
-            share += [(shard, block) for block in range(ranks.index(rank), len(shard.blocks), len(ranks))]
-    return faults or check_blocks(folder, share)
+    faults = stored_faults(manifest.tensors)
+    faults += [fault for shard in manifest.shards for fault in check_size(folder, shard)]
+    return {"problems": problems, "faults": faults}
 
 
 def _stage(
@@ -213,20 +204,32 @@ def _stage(
     filled = [0] * len(pieces)
     for read in reads:
         by_shard.setdefault(read.shard, []).append(read)
-    for shard, of_shard in by_shard.items():
-        reader = ShardReader(folder / manifest.shards[shard].file, layouts[shard])
-        try:
-            for read in of_shard:
-                inside = read.part.shifted(tuple(-start for start in pieces[read.piece].start))
-                reader.read(read.slot, read.part, places[read.piece][inside.slices])
-                filled[read.piece] += read.part.volume
-        finally:
-            reader.close()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for shard, of_shard in by_shard.items():
+            of_shard.sort(key=lambda read, layout=layouts[shard]: layout.byte_range(read.slot, read.part))
+            reader = _reader(folder, manifest.shards[shard], layouts[shard], of_shard, pool)
+            try:
+                for read in of_shard:
+                    inside = read.part.shifted(tuple(-start for start in pieces[read.piece].start))
+                    reader.read(read.slot, read.part, places[read.piece][inside.slices])
+                    filled[read.piece] += read.part.volume
+            finally:
+                reader.close()
     return [
         f"{piece.name}: {piece.data.numel() - count} elements of the box at {piece.start} are not stored"
         for piece, count in zip(pieces, filled)
         if count != piece.data.numel()
     ]
+
+
+def _reader(
+    folder: Path, shard: ShardEntry, layout: ShardLayout, reads: Sequence[Read], pool: ThreadPoolExecutor
+) -> HashedShardReader:
+    wanted: set[int] = set()
+    for read in reads:
+        start, stop = layout.byte_range(read.slot, read.part)
+        wanted.update(range(start // shard.block_bytes, -(-stop // shard.block_bytes)))
+    return HashedShardReader(folder, shard, layout, wanted, pool)
 
 
 def load_weights(

@@ -68,7 +68,7 @@ class TensorEntry(Record):
 class ShardEntry(Record):
     file: str
     byte_count: Count
-    block_bytes: Positive = BLOCK_BYTES
+    block_bytes: Annotated[int, Field(gt=0, le=8 * BLOCK_BYTES)] = BLOCK_BYTES
     blocks: tuple[Sha256, ...]
     """SHA-256 of each `block_bytes` of the file; the last block may be shorter."""
 

@@ -6,6 +6,7 @@ header of every shard from the manifest and accepts no other, and reads boxes by
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from llmscale.model.regions import Box, Piece
 ALIGNMENT = 64
 WHOLE_ROW_BYTES = 128 << 10
 """Rows shorter than this are read whole where only a part of each is wanted: fewer reads beat fewer bytes."""
-BAND_BYTES = 8 << 20
+BAND_BYTES = 1 << 20
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -74,6 +75,14 @@ class ShardLayout:
         return cls(
             header, {slot: len(header) + offset for slot, offset in offsets.items()}, len(header) + end
         )
+
+    def byte_range(self, slot: Slot, part: Box) -> tuple[int, int]:
+        """First byte of the rows of a stored box that hold `part` of it, and the byte after them."""
+        first, count, rows = 0, 1, 1
+        if slot.box.size:
+            first, count, rows = part.start[0] - slot.box.start[0], part.size[0], slot.box.size[0]
+        row_bytes = slot.byte_count // rows
+        return self.offsets[slot] + first * row_bytes, self.offsets[slot] + (first + count) * row_bytes
 
     @classmethod
     def of_shards(cls, manifest: Manifest) -> "list[ShardLayout]":
@@ -178,7 +187,9 @@ class ShardReader:
         try:
             if os.fstat(self._descriptor).st_size != layout.byte_count:
                 raise DamagedCheckpoint(f"{path}: not of the size that the manifest's boxes need")
-            if read_exactly(self._descriptor, 0, bytearray(len(layout.header)), path) != layout.header:
+            header = bytearray(len(layout.header))
+            self._fill(0, memoryview(header))
+            if header != layout.header:
                 raise DamagedCheckpoint(f"{path}: its header does not list the boxes of the manifest")
         except DamagedCheckpoint:
             self.close()
@@ -186,6 +197,9 @@ class ShardReader:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    def _fill(self, offset: int, target: memoryview) -> None:
+        read_exactly(self._descriptor, offset, target, self._path)
 
     def read(self, slot: Slot, part: Box, target: Tensor) -> None:
         """Read `part` of a stored box (both in the tensor's coordinates) into `target`, of its shape."""
@@ -209,24 +223,31 @@ class ShardReader:
 
     def _read_run(self, offset: int, target: Tensor) -> None:
         """Consecutive bytes, straight into place where that is consecutive, too."""
-        run = (
-            target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype, device="cpu")
-        )
-        read_exactly(self._descriptor, offset, memory_of(run), self._path)
-        if run is not target:
-            target.copy_(run)
+        if target.is_contiguous():
+            self._fill(offset, memory_of(target))
+        else:
+            target.copy_(self._elements(offset, tuple(target.shape), target.dtype))
 
     def _read_band(
         self, offset: int, row: tuple[int, ...], row_bytes: int, part: Box, target: Tensor
     ) -> None:
-        """Whole rows into a buffer, then the wanted columns of them into place."""
+        """Whole rows, of which the wanted columns go into place."""
         rows = max(1, min(part.size[0], BAND_BYTES // row_bytes))
-        band = torch.empty((rows, *row), dtype=target.dtype, device="cpu")
         columns = Box(part.start[1:], part.size[1:]).slices
         for first in range(0, part.size[0], rows):
             count = min(rows, part.size[0] - first)
-            read_exactly(self._descriptor, offset + first * row_bytes, memory_of(band[:count]), self._path)
+            band = self._elements(offset + first * row_bytes, (count, *row), target.dtype)
             target[first : first + count].copy_(band[(slice(0, count), *columns)])
+
+    def _elements(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Consecutive elements, good until the next read."""
+        data = self._bytes(offset, math.prod(shape) * dtype.itemsize)
+        return torch.frombuffer(data, dtype=dtype).view(shape)
+
+    def _bytes(self, offset: int, count: int) -> bytearray | memoryview:
+        data = bytearray(count)
+        self._fill(offset, memoryview(data))
+        return data
 
 
 def memory_of(tensor: Tensor) -> memoryview:

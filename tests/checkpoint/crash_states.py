@@ -6,6 +6,7 @@
 import contextlib
 import functools
 import itertools
+import logging
 import math
 import os
 import random
@@ -67,11 +68,8 @@ def record_saves(root: Path, ranks: int, starts: Sequence[Sequence[int]]) -> Rec
             agreement = functools.partial(ThreadAgreement, board=board)
             patch.setattr(checkpointer_module, "Agreement", agreement)
             with ThreadPoolExecutor(ranks) as pool:
-                list(
-                    pool.map(
-                        lambda rank, steps=steps: _train(root / FOLDER, rank, ranks, steps), range(ranks)
-                    )
-                )
+                train = functools.partial(_train, root / FOLDER, ranks, steps)
+                list(pool.map(train, range(ranks)))
     assert recorder.disk.tree() == read_tree(root), "the recorder has missed something"
     return recorder
 
@@ -85,7 +83,7 @@ def _noted(commit: Callable, recorder: Recorder) -> Callable:
     return noted
 
 
-def _train(folder: Path, rank: int, ranks: int, steps: Sequence[int]) -> None:
+def _train(folder: Path, ranks: int, steps: Sequence[int], rank: int) -> None:
     checkpointer = Checkpointer(folder, rank, ranks, OPTIONS)
     checkpointer.load_newest(pieces_of(-1, ranks, rank))
     for step in steps:
@@ -219,6 +217,7 @@ def without(recorder: Recorder, number: int) -> Recorder:
 
 
 def main(for_each_prefix: int, seed: int) -> None:
+    logging.disable(logging.WARNING)
     print("| writers | saves | operations | combinations | states tried | not a whole checkpoint |")
     print("|---|---|---|---|---|---|")
     for ranks in (1, 2):
@@ -232,4 +231,4 @@ def main(for_each_prefix: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1 << 14, int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1 << 20, int(sys.argv[2]) if len(sys.argv) > 2 else 1)

@@ -1,6 +1,6 @@
 """SIGKILL at random moments of saves, and whether the run goes on from what was committed.
 
-`python -m tests.checkpoint.kills [of one writer] [of two] [of whole worlds] [seed]` prints the table of the docs.
+`python -m tests.checkpoint.kills [of one writer] [of two] [of whole worlds] [seed]` prints the docs' table.
 
 Moments are drawn in the writer's own time: after so many of its commits, and a share of the time that
 one takes. So a busy machine changes how long it takes and nothing else.
@@ -69,7 +69,7 @@ def pieces_of(step: int, ranks: int = 1, rank: int = 0) -> list[Piece]:
 
 
 def save_for_ever(folder: Path, rank: int, ranks: int, meeting: str, news: Connection) -> None:
-    """A rank that goes on from where the run was and saves step after step; rank 0 tells what is committed."""
+    """A rank that goes on from where the run was, saves step after step, and tells what is committed."""
     torch.set_num_threads(1)
     if ranks > 1:
         timeout = timedelta(seconds=PATIENCE_SECONDS)
@@ -219,11 +219,8 @@ def kill_world(place: Place, name: str, overrides: Sequence[str], kills: int, se
         tally.faults.append(f"{name}: exit code {code}")
         return tally
     assert_same_run(run, oracle)
-    tally.faults += [
-        f"{name}: {found.path.name}"
-        for found in Store(run.folder / "checkpoints").checkpoints()
-        if verify(found)
-    ]
+    found = Store(run.folder / "checkpoints").checkpoints()
+    tally.faults += [f"{name}: {one.path.name} is not sound" for one in found if verify(one)]
     return tally
 
 

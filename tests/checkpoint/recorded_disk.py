@@ -1,8 +1,8 @@
 """What a program does to a folder, operation by operation, and what a disk may have kept of it.
 
 The recorder stands between the program and the functions of `os`, in all threads. A `Disk` is a small
-model of a file system: inodes, and folders that give them names. Playing all recorded operations on it must give
-the very folder that is really there, which proves that the recorder misses nothing.
+model of a file system: inodes, and folders that give them names. Playing all recorded operations on it must
+give the very folder that is really there, which proves that the recorder misses nothing.
 
 What survives a power loss follows the weakest promise that POSIX makes, as ALICE (Pillai et al., OSDI 2014)
 and CrashMonkey (Mohan et al., OSDI 2018) take it: `fsync` of a file keeps its bytes and not its name,
@@ -141,13 +141,13 @@ class Recorder:
         self.operations.append(operation)
         self.disk.apply(operation)
 
-    def _place(self, path: object, folder: int | None = None) -> tuple[int, str] | None:
+    def _place(self, path: Path | str, folder: int | None = None) -> tuple[int, str] | None:
         """(inode of the folder, name); None outside of the root."""
         if folder is not None:
             if folder not in self._open:
                 return None
-            return self._open[folder][0], os.fspath(path)  # pyright: ignore[reportArgumentType]
-        absolute = Path(os.fspath(path)).absolute()  # pyright: ignore[reportArgumentType]
+            return self._open[folder][0], str(path)
+        absolute = Path(path).absolute()
         if self.root not in absolute.parents:
             return None
         inode = 0
@@ -156,8 +156,8 @@ class Recorder:
             inode = self.disk.folders[inode][part]
         return inode, name
 
-    def _after_open(self, descriptor: int, path: object, flags: int, mode: int = 0o777, *, dir_fd=None):
-        if dir_fd is None and Path(os.fspath(path)).absolute() == self.root:  # pyright: ignore[reportArgumentType]
+    def _after_open(self, descriptor: int, path: Path | str, flags: int, mode: int = 0o777, *, dir_fd=None):
+        if dir_fd is None and Path(path).absolute() == self.root:
             self._open[descriptor] = (0, "/")
             return
         place = self._place(path, dir_fd)
@@ -186,13 +186,15 @@ class Recorder:
         if descriptor in self._open:
             self._record(Operation("sync", *self._open[descriptor]))
 
-    def _after_mkdir(self, _: None, path: object, mode: int = 0o777, *, dir_fd=None) -> None:
+    def _after_mkdir(self, _: None, path: Path | str, mode: int = 0o777, *, dir_fd=None) -> None:
         place = self._place(path, dir_fd)
         if place is not None:
             self._inodes += 1
             self._record(Operation("link", place[0], place[1], self._inodes, is_folder=True))
 
-    def _after_rename(self, _: None, source: object, target: object, *, src_dir_fd=None, dst_dir_fd=None):
+    def _after_rename(
+        self, _: None, source: Path | str, target: Path | str, *, src_dir_fd=None, dst_dir_fd=None
+    ):
         old, new = self._place(source, src_dir_fd), self._place(target, dst_dir_fd)
         if old is None and new is None:
             return
@@ -200,7 +202,7 @@ class Recorder:
         inode = self.disk.folders[old[0]][old[1]]
         self._record(Operation("rename", old[0], old[1], inode, new_name=new[1]))
 
-    def _after_unlink(self, _: None, path: object, *, dir_fd=None) -> None:
+    def _after_unlink(self, _: None, path: Path | str, *, dir_fd=None) -> None:
         place = self._place(path, dir_fd)
         if place is not None:
             self._record(Operation("unlink", place[0], place[1]))

@@ -1,4 +1,4 @@
-"""After a power loss at any moment, whatever the disk has kept: a whole checkpoint, the new one or the one before."""
+"""After a power loss at any moment there is a whole checkpoint, the new one or the one before."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.checkpoint.crash_states import count_fates, record_saves, syncs, viol
 from tests.checkpoint.recorded_disk import Recorder
 
 STARTS = [(1, 2), (3,)]
-FOR_EACH_PREFIX, FOR_EACH_PREFIX_SOAK = 12, 1 << 14
+FOR_EACH_PREFIX, FOR_EACH_PREFIX_SOAK = 12, 1 << 20
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
