@@ -1,12 +1,13 @@
-"""Contender: transformers' LlamaForCausalLM in a plain training loop, with SDPA and fused AdamW.
+"""Contender: transformers' model in a plain training loop, with SDPA and fused AdamW.
 
 Weights, gradients and moments are all in the workload's precision: the fastest a plain loop does.
 """
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from bench.workload import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Workload, batch, measure
+from llmscale.model.huggingface import hugging_face_config
 
 
 def main() -> None:
@@ -35,23 +36,11 @@ def main() -> None:
     measure(workload, step)
 
 
-def build(workload: Workload) -> LlamaForCausalLM:
-    model = workload.model
-    config = LlamaConfig(
-        vocab_size=workload.vocabulary_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.ffn_size_or_default,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        num_key_value_heads=model.kv_heads_or_default,
-        head_dim=model.head_size_or_default,
-        tie_word_embeddings=model.tie_embeddings_or_default,
-        max_position_embeddings=workload.sequence_length,
-        rms_norm_eps=model.norm_epsilon,
-        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
-    )
+def build(workload: Workload) -> PreTrainedModel:
+    tree = hugging_face_config(workload.model, workload.vocabulary_size, workload.sequence_length)
+    config = AutoConfig.for_model(**tree, attn_implementation="sdpa")
     torch.manual_seed(0)
-    built = LlamaForCausalLM(config)
+    built = AutoModelForCausalLM.from_config(config)
     built.to(dtype=torch.bfloat16 if workload.precision == "bf16" else torch.float32)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return built.train()
 

@@ -13,9 +13,12 @@ from rich.text import Text
 from llmscale.checkpoint.epochs import read_epochs
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.store import Checkpoint, inspect, locate, size_faults, verify
+from llmscale.commands.exchange import export_command, import_command
 from llmscale.config.problems import InputError, Problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("export")(export_command)
+app.command("import")(import_command)
 
 Target = Annotated[
     Path,

@@ -59,8 +59,8 @@ def options_of_family(config: Config) -> Iterator[Problem]:
         yield Problem(
             "model.sliding_window", model.sliding_window, f"{model.family} has none; use model.family=mistral"
         )
-    if model.rope_scaling and model.family != "llama":
-        yield Problem("model.rope_scaling", "{…}", f"{model.family} does not have it; use model.family=llama")
+    if model.rope_scaling and model.family == "gpt2":
+        yield Problem("model.rope_scaling", "{…}", "gpt2 has learned positions; leave it out")
 
 
 def sequence_fits_positions(config: Config) -> Iterator[Problem]:

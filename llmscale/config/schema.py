@@ -43,8 +43,10 @@ class RunSection(Section):
 
 
 class RopeScaling(Section):
-    """Llama 3's scaling of rotary frequencies for longer contexts (arXiv:2407.21783, as in transformers)."""
+    """Scaling of rotary frequencies for longer contexts, as in transformers."""
 
+    type: Literal["llama3", "linear"] = "llama3"
+    """llama3 slows slow turns only (arXiv:2407.21783); linear slows all by `factor` and uses no more."""
     factor: PositiveFloat = 8.0
     low_freq_factor: PositiveFloat = 1.0
     high_freq_factor: PositiveFloat = 4.0
@@ -166,7 +168,7 @@ class TrainSection(Section):
     """bf16 keeps fp32 master weights and accumulates gradients in fp32; fp64 is for proofs."""
     seed: int = 1234
     init_from: Path | None = None
-    """Run or checkpoint whose weights training starts from (continual pretraining)."""
+    """Run, checkpoint or Hugging Face folder whose weights training starts from (continual pretraining)."""
     validate_every: PositiveInt | None = None
     """Steps between validations. Left out: none."""
     validation_batches: PositiveInt = 8

@@ -32,7 +32,7 @@ from llmscale.data.corpus import (
     write_index,
     write_info,
 )
-from llmscale.data.files import replace_file, sync_folder
+from llmscale.data.files import replace_file, sync
 from llmscale.data.sources import BadText, Part, SourceOptions, parts_of_sources
 from llmscale.data.tokenizer import end_of_document_id, open_encoder, tokenizer_hash, vocabulary_size
 
@@ -282,5 +282,5 @@ def _join(job: Job, parts: int, sources: Sequence[str], counts: PartCounts, outp
     )
     with replace_file(corpus_file(output, ".json")) as file:
         write_info(info, file)
-    sync_folder(output.parent)
+    sync(output.parent)
     return info

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from llmscale.config.problems import InputError, Problem
 
+TOKENIZER = "tokenizer.json"
+
 
 def tokenizer_hash(path: Path) -> str:
     """SHA-256 of `path`/tokenizer.json, in hexadecimal."""
@@ -55,6 +57,19 @@ def end_of_document_id(path: Path) -> int:
     return found
 
 
+def special_token_ids(path: Path) -> dict[str, int | None]:
+    """Ids of the tokens that begin, end and pad a text, as a `config.json` names them; or None."""
+    file = path / "tokenizer_config.json"
+    names = json.loads(file.read_bytes()) if file.is_file() else {}
+    encoder = open_encoder(path)
+    ids: dict[str, int | None] = {}
+    for kind in ("bos", "eos", "pad"):
+        token = names.get(f"{kind}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        ids[f"{kind}_token_id"] = None if token is None else encoder.token_to_id(token)
+    return ids
+
+
 def open_encoder(path: Path) -> Tokenizer:
     """The tokenizer for text that is data: `</s>` in it is four characters, never the end of a document."""
     try:
@@ -71,7 +86,7 @@ def open_encoder(path: Path) -> Tokenizer:
 
 
 def _tokenizer_file(path: Path) -> Path:
-    file = path / "tokenizer.json"
+    file = path / TOKENIZER
     if not file.is_file():
         missing = "has no tokenizer.json" if path.is_dir() else "is no folder"
         way_out = "train one with `llmscale data tokenizer`, or name a Hugging Face tokenizer folder"

@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.regions import Box, Region
+from llmscale.model.tensors import part_rows
 
 VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
 """Cut along the vocabulary, the first dimension, over the tensor ranks; the last rows may be padding."""
@@ -118,21 +119,11 @@ def _parts(chunk: LanguageModel, local_name: str, rows: int) -> list[_Part]:
     names = _hugging_face_names(chunk, local_name)
     if local_name.endswith(VOCABULARY):
         return [_Part(names[0], rows, 0, chunk.true_vocabulary_size)]
-    sizes = _part_sizes(chunk, local_name, rows)
+    sizes = part_rows(chunk.model_section, chunk.family, local_name, rows)
     if len(names) == len(sizes):
         return [_Part(name, size, 0, size) for name, size in zip(names, sizes)]
     # One Hugging Face tensor holds all parts, one after the other.
     return [_Part(names[0], size, sum(sizes[:index]), sum(sizes)) for index, size in enumerate(sizes)]
-
-
-def _part_sizes(chunk: LanguageModel, local_name: str, rows: int) -> list[int]:
-    model = chunk.model_section
-    if "linear_qkv" in local_name:
-        head = model.head_size_or_default
-        return [model.heads * head, model.kv_heads_or_default * head, model.kv_heads_or_default * head]
-    if "linear_fc1" in local_name and chunk.family.gated:
-        return [model.ffn_size_or_default] * 2
-    return [rows]
 
 
 def _hugging_face_names(chunk: LanguageModel, local_name: str) -> tuple[str, ...]:

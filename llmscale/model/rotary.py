@@ -1,4 +1,4 @@
-"""The angles of rotary position embedding, with Llama 3's scaling for long contexts."""
+"""The angles of rotary position embedding, with scaling for long contexts."""
 
 import math
 
@@ -39,12 +39,14 @@ class RotaryTable:
 def inverse_frequencies(head_size: int, base: float, scaling: RopeScaling | None) -> Tensor:
     """Radians per position of each pair of dimensions, [head_size / 2], float64.
 
-    With `scaling`, slow turns are slowed by its factor, fast ones are left, and those between are
-    interpolated (arXiv:2407.21783; the formula is that of transformers' "llama3" rope type).
+    Linear scaling slows all turns by its factor. Llama 3's slows the slow ones, leaves the fast ones, and
+    interpolates between (arXiv:2407.21783; the formulas are those of transformers' rope types).
     """
     frequency_D = base ** -(torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     if scaling is None:
         return frequency_D
+    if scaling.type == "linear":
+        return frequency_D / scaling.factor
     turns_D = scaling.original_max_positions * frequency_D / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep_D = ((turns_D - low) / (high - low)).clamp(0, 1)

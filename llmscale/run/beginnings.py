@@ -1,12 +1,20 @@
 """What stands against `train.init_from`, told before any rank starts. No torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, open_folder
 from llmscale.checkpoint.store import locate
-from llmscale.config.problems import Problem
+from llmscale.config.load import read_resolved
+from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config, ModelSection
-from llmscale.data.tokenizer import tokenizer_hash
+from llmscale.data.checks import resolved_vocabulary_size
+from llmscale.data.tokenizer import TOKENIZER, open_encoder, tokenizer_hash
+from llmscale.model.families.table import family
+from llmscale.model.tensors import EMBEDDING, POSITIONS
+from llmscale.runtime.run_folder import CONFIG_NAME
 
 ARCHITECTURE: dict[str, Callable[[ModelSection], object]] = {
     "model.family": lambda model: model.family,
@@ -19,39 +27,149 @@ ARCHITECTURE: dict[str, Callable[[ModelSection], object]] = {
     "model.tie_embeddings": lambda model: model.tie_embeddings_or_default,
     "model.norm_epsilon": lambda model: model.norm_epsilon,
 }
-"""What weights stand on. Positions, rotary base and window may change: that is how contexts grow."""
+"""What weights stand on."""
+MAY_CHANGE: dict[str, Callable[[ModelSection], object]] = {
+    "rope_base": lambda model: model.rope_base,
+    "rope_scaling": lambda model: model.rope_scaling,
+    "sliding_window": lambda model: model.sliding_window,
+}
+"""Changed on purpose, that is how contexts grow; but not by leaving the key out."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from."""
+
+    place: Path
+    model: ModelSection
+    vocabulary_size: int
+    learned_positions: int | None
+    tokenizer: Path | None
+    """Folder of the tokenizer whose tokens the weights know, where it can be found."""
+    tokenizer_hash: str | None
 
 
 def check_init_from(config: Config) -> list[Problem]:
-    """Problems of the checkpoint that `train.init_from` names; none where it names none."""
+    """Problems of what `train.init_from` names; none where it names nothing."""
     source = config.train.init_from
     if source is None:
         return []
     try:
-        found = [checkpoint for checkpoint in locate(source) if checkpoint.state == "committed"]
+        origin = _folder_origin(source) if is_hugging_face_folder(source) else _checkpoint_origin(source)
     except CheckpointError as error:
         return [Problem("train.init_from", source, str(error))]
-    if not found or found[-1].manifest is None:
-        return [Problem("train.init_from", source, "has no committed checkpoint")]
-    description = found[-1].manifest.description
-    theirs = ModelSection.model_validate(description["model"])
-    problems = [
-        Problem(
-            key, value(config.model), f"is {value(theirs)} in {found[-1].path}, which train.init_from names"
-        )
-        for key, value in ARCHITECTURE.items()
-        if value(config.model) != value(theirs)
+    except InputError as error:
+        return error.problems
+    return [
+        *_architecture_problems(config, origin),
+        *_vocabulary_problems(config, origin),
+        *_tokenizer_problems(config, origin),
     ]
-    return problems + _tokenizer_problems(config, description.get("tokenizer_hash"))
 
 
-def _tokenizer_problems(config: Config, theirs: object) -> list[Problem]:
-    path = config.tokenizer.path
-    if path is None or not (path / "tokenizer.json").is_file():  # a problem of its own, or none
-        return []
-    if theirs is None or tokenizer_hash(path) == theirs:
-        return []
-    message = (
-        f"is not the tokenizer (SHA-256 {str(theirs)[:12]}…) whose tokens train.init_from's weights know"
+def _folder_origin(source: Path) -> Origin:
+    found = open_folder(source)
+    model = found.model
+    assert model.vocabulary_size is not None
+    has_tokenizer = (source / TOKENIZER).is_file()
+    return Origin(
+        place=source,
+        model=model,
+        vocabulary_size=model.vocabulary_size,
+        learned_positions=model.max_positions if model.family == "gpt2" else None,
+        tokenizer=source if has_tokenizer else None,
+        tokenizer_hash=tokenizer_hash(source) if has_tokenizer else None,
     )
-    return [Problem("tokenizer.path", path, message)]
+
+
+def _checkpoint_origin(source: Path) -> Origin:
+    """
+    Raises:
+        CheckpointError: no committed checkpoint.
+    """
+    committed = [checkpoint for checkpoint in locate(source) if checkpoint.state == "committed"]
+    if not committed or committed[-1].manifest is None:
+        raise CheckpointError("has no committed checkpoint")
+    newest, manifest = committed[-1], committed[-1].manifest
+    model = ModelSection.model_validate(manifest.description["model"])
+    names = family(model.family).names
+    rows = {
+        key: manifest.tensors[name].shape[0]
+        for key in (EMBEDDING, POSITIONS)
+        for name in names.get(key, ())
+        if name in manifest.tensors
+    }
+    known = manifest.description.get("tokenizer_hash")
+    return Origin(
+        place=newest.path,
+        model=model,
+        vocabulary_size=rows.get(EMBEDDING, 0),
+        learned_positions=rows.get(POSITIONS),
+        tokenizer=_run_tokenizer(newest.path, known),
+        tokenizer_hash=str(known) if known else None,
+    )
+
+
+def _run_tokenizer(checkpoint: Path, known_hash: object) -> Path | None:
+    """The tokenizer that a checkpoint's run was trained with, if it is still there and the same."""
+    try:
+        path = read_resolved(checkpoint.absolute().parents[1] / CONFIG_NAME).tokenizer.path
+        return path if path is not None and tokenizer_hash(path) == known_hash else None
+    except (OSError, ValueError, InputError):
+        return None
+
+
+def _architecture_problems(config: Config, origin: Origin) -> Iterator[Problem]:
+    ours, theirs = config.model, origin.model
+    for key, value in ARCHITECTURE.items():
+        if value(ours) != value(theirs):
+            message = f"is {value(theirs)} in {origin.place}, which train.init_from names"
+            yield Problem(key, value(ours), message)
+    for key, value in MAY_CHANGE.items():
+        if value(ours) != value(theirs) and key not in ours.model_fields_set:
+            message = (
+                f"is {value(theirs)} in {origin.place}, which train.init_from names: set it, to that or, on "
+                "purpose, to something else"
+            )
+            yield Problem(f"model.{key}", value(ours), message)
+    positions = ours.max_positions or config.train.sequence_length
+    if origin.learned_positions and ours.family == theirs.family and positions != origin.learned_positions:
+        message = f"{origin.place} has learned {origin.learned_positions} positions; set it to that"
+        yield Problem("model.max_positions", positions, message)
+
+
+def _vocabulary_problems(config: Config, origin: Origin) -> Iterator[Problem]:
+    try:
+        rows = resolved_vocabulary_size(config)
+    except InputError:  # told by the checks of data and config
+        return
+    if rows < origin.vocabulary_size:
+        message = (
+            f"{origin.place} has {origin.vocabulary_size:,} tokens, and a vocabulary does not shrink: "
+            f"set it to {origin.vocabulary_size} (rows beyond the tokenizer's tokens do no harm)"
+        )
+        yield Problem("model.vocabulary_size", rows, message)
+
+
+def _tokenizer_problems(config: Config, origin: Origin) -> Iterator[Problem]:
+    path = config.tokenizer.path
+    if path is None or not (path / TOKENIZER).is_file():  # a problem of its own, or none
+        return
+    if origin.tokenizer_hash is None or tokenizer_hash(path) == origin.tokenizer_hash:
+        return
+    if origin.tokenizer is not None and _extends(path, origin.tokenizer):
+        return
+    message = (
+        f"is not the tokenizer (SHA-256 {origin.tokenizer_hash[:12]}…) whose tokens train.init_from's "
+        "weights know, nor that one with tokens added"
+    )
+    yield Problem("tokenizer.path", path, message)
+
+
+def _extends(longer: Path, shorter: Path) -> bool:
+    """Every token of `shorter` has the same id in `longer`."""
+    try:
+        known, now = (open_encoder(path).get_vocab(with_added_tokens=True) for path in (shorter, longer))
+    except InputError:
+        return False
+    return known.items() <= now.items()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pydantic import JsonValue
 
 from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.checkpointer import Checkpointer
-from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.manifest import Manifest
 from llmscale.config.problems import Problem
 from llmscale.config.schema import CheckpointSection, Config
@@ -16,6 +16,7 @@ from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
 from llmscale.engine.engine import Engine
 from llmscale.model.build import DTYPES
+from llmscale.model.tensors import vocabulary_tensors
 from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.distributed import connect, disconnect, use_threads
 from llmscale.parallel.environment import RankEnvironment
@@ -106,7 +107,8 @@ def _restore(config: Config, engine: Engine, checkpointer: Checkpointer) -> Posi
     if config.train.init_from is not None:
         world = engine.world
         agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-        load_weights(config.train.init_from, engine.weight_pieces(), agreement)
+        may_grow = vocabulary_tensors(config.model)
+        begin_from(config.train.init_from, engine.weight_pieces(), agreement, may_grow)
         engine.after_load({"step": 0, "optimizer_steps": 0})
     return Position()
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import yaml
 
 from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, open_folder
 from llmscale.checkpoint.manifest import MANIFEST
 from llmscale.checkpoint.store import Checkpoint, locate
 from llmscale.config.checks import check_config
 from llmscale.config.load import read_resolved
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config, ParallelSection, ZeroSection
-from llmscale.data.tokenizer import end_of_document_id, tokenizer_hash, vocabulary_size
+from llmscale.data.tokenizer import TOKENIZER, end_of_document_id, tokenizer_hash, vocabulary_size
+from llmscale.run.huggingface import folder_config, folder_tokenizer
 from llmscale.runtime.run_folder import CONFIG_NAME, run_folders
 
 
@@ -23,7 +25,7 @@ class Target:
     config: Config
     """Of its run, with that layout."""
     weights: Path
-    """Run folder or checkpoint."""
+    """Run folder, checkpoint or Hugging Face folder."""
     tokenizer: Path
     vocabulary_size: int
 
@@ -37,36 +39,74 @@ class Target:
         return self.config.model.max_positions or self.config.train.sequence_length
 
 
+@dataclass(frozen=True)
+class StoredModel:
+    """A run's model as its newest committed checkpoint, or the checkpoint that was named, has it."""
+
+    folder: Path
+    """What was named."""
+    config: Config
+    checkpoint: Checkpoint
+    tokenizer: Path | None
+    """What the run's config names or, if that has gone, what lies in the run's folder."""
+
+
 def find_target(
     target: str, root: Path, tokenizer: Path | None = None, tensor: int = 1, pipeline: int = 1
 ) -> Target:
-    """The model in the run folder or checkpoint `target`, or in the run of that name under `root`.
+    """The model in the run folder, checkpoint or Hugging Face folder `target`, or in the run of that name.
 
     Args:
         target: what the user wrote.
         root: folder that holds the run folders.
-        tokenizer: the tokenizer's folder, where it is not the one that the run's config names.
+        tokenizer: the tokenizer's folder, where it is not the one that belongs to the model.
         tensor: ranks that shall share each matrix.
         pipeline: stages that the layers shall be cut into.
 
     Raises:
         InputError: no such model, or it cannot be used so.
     """
-    folder, run = _find_folder(target, root)
-    newest = _newest_checkpoint(target, folder)
-    config = _with_layout(_read_config(run / CONFIG_NAME), tensor, pipeline)
-    tokenizer = tokenizer or config.tokenizer.path
+    if _is_hugging_face(Path(target)):
+        found = open_folder(Path(target))
+        tokenizer = tokenizer or folder_tokenizer(found.path)
+        folder, config, expected = found.path, folder_config(found, "target", tokenizer), None
+        missing = f"{target} has no {TOKENIZER}: give the folder of the model's tokenizer"
+    else:
+        model = find_model(target, root)
+        folder, config, tokenizer = model.folder, model.config, tokenizer or model.tokenizer
+        expected = model.checkpoint.manifest and model.checkpoint.manifest.description.get("tokenizer_hash")
+        missing = "the run names no tokenizer: give the one that its corpus was made with"
+    config = _with_layout(config, tensor, pipeline)
     problems = [problem for problem in check_config(config) if problem.key.startswith("parallel.")]
     if tokenizer is None:
-        message = "the run names no tokenizer: give the one that its corpus was made with"
-        raise InputError([*problems, Problem("--tokenizer", "", message)])
+        raise InputError([*problems, Problem("--tokenizer", "", missing)])
     try:
-        problems += _tokenizer_problems(tokenizer, newest, config.model.vocabulary_size)
+        problems += tokenizer_problems(tokenizer, expected, config.model.vocabulary_size)
+        end_of_document_id(tokenizer)
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(problems)
     return Target(config, folder, tokenizer, config.model.vocabulary_size or vocabulary_size(tokenizer))
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    return is_hugging_face_folder(folder) and not (folder / CONFIG_NAME).is_file()
+
+
+def find_model(target: str, root: Path) -> StoredModel:
+    """The model of the run folder or checkpoint `target`, or of the run of that name under `root`.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder, run = _find_folder(target, root)
+    newest = _newest_checkpoint(target, folder)
+    config = _read_config(run / CONFIG_NAME)
+    named, beside = config.tokenizer.path, run / "tokenizer"
+    if (named is None or not named.is_dir()) and beside.is_dir():
+        named = beside
+    return StoredModel(folder, config, newest, named)
 
 
 def _find_folder(target: str, root: Path) -> tuple[Path, Path]:
@@ -80,10 +120,8 @@ def _find_folder(target: str, root: Path) -> tuple[Path, Path]:
         if (folder / MANIFEST).is_file():
             message = f"its run's {CONFIG_NAME} is missing: keep it two folders above the checkpoint"
             raise InputError([Problem("TARGET", target, message)])
-        if (folder / "config.json").is_file():
-            message = (
-                "is a Hugging Face folder, which this version cannot read yet; name a run or a checkpoint"
-            )
+        if is_hugging_face_folder(folder):
+            message = "is a Hugging Face folder; for this, name a run or a checkpoint"
             raise InputError([Problem("TARGET", target, message)])
     known = ", ".join(sorted(path.name for path in run_folders(root))) or "none"
     raise InputError([Problem("TARGET", target, f"no such run or checkpoint; runs under {root}: {known}")])
@@ -114,12 +152,10 @@ def _with_layout(config: Config, tensor: int, pipeline: int) -> Config:
     return config.model_copy(update={"parallel": parallel, "zero": ZeroSection(), "cluster": cluster})
 
 
-def _tokenizer_problems(tokenizer: Path, checkpoint: Checkpoint, model_size: int | None) -> list[Problem]:
-    """What tells that these weights were not trained on this tokenizer's tokens."""
+def tokenizer_problems(tokenizer: Path, expected_hash: object, model_size: int | None) -> list[Problem]:
+    """What tells that weights were not trained on this tokenizer's tokens."""
     size = vocabulary_size(tokenizer)
-    end_of_document_id(tokenizer)
-    expected = checkpoint.manifest.description.get("tokenizer_hash") if checkpoint.manifest else None
-    if expected is not None and tokenizer_hash(tokenizer) != expected:
+    if expected_hash is not None and tokenizer_hash(tokenizer) != expected_hash:
         return [Problem("--tokenizer", tokenizer, "is not the tokenizer that the model was trained with")]
     if model_size is not None and size > model_size:
         return [Problem("--tokenizer", tokenizer, f"has more than the model's {model_size:,} tokens")]

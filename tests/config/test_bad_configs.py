@@ -77,7 +77,7 @@ BAD: list[tuple[str, str, str]] = [
     ("model.head_size=33", "model.head_size", "must be even"),
     ("model.family=gpt2", "model.kv_heads", "no grouped-query attention"),
     ("model.sliding_window=16", "model.sliding_window", "model.family=mistral"),
-    ("model.family=qwen3 model.rope_scaling={factor: 8}", "model.rope_scaling", "model.family=llama"),
+    ("model.family=gpt2 model.rope_scaling={factor: 8}", "model.rope_scaling", "learned positions"),
     ("model.max_positions=128", "train.sequence_length", "model.max_positions = 128"),
     ("parallel.tensor=3 cluster.processes_per_node=6", "parallel.tensor", "model.heads"),
     ("model.ffn_size=705", "parallel.tensor", "model.ffn_size"),

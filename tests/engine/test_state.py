@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from llmscale.config.schema import Config, ModelSection
@@ -25,6 +24,7 @@ from tests.engine.saved_states import (
     state_config,
     whole,
 )
+from tests.peers import peer
 from tests.ranks import run_ranks
 
 KINDS = ("", "optimizer.exp_avg.", "optimizer.exp_avg_sq.")
@@ -32,37 +32,9 @@ KINDS = ("", "optimizer.exp_avg.", "optimizer.exp_avg_sq.")
 
 def transformers_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the same architecture's state dict, each stored tensor once."""
-    tied = model.tie_embeddings_or_default
-    if model.family == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=model.hidden_size,
-            n_layer=model.layers,
-            n_head=model.heads,
-            n_inner=model.ffn_size,
-            n_positions=LENGTH,
-            tie_word_embeddings=tied,
-        )
-    else:
-        kind = {
-            "llama": transformers.LlamaConfig,
-            "qwen3": transformers.Qwen3Config,
-            "mistral": transformers.MistralConfig,
-        }[model.family]
-        config = kind(
-            vocab_size=VOCABULARY,
-            hidden_size=model.hidden_size,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.kv_heads_or_default,
-            head_dim=model.head_size_or_default,
-            intermediate_size=model.ffn_size_or_default,
-            tie_word_embeddings=tied,
-        )
-    with torch.device("meta"):
-        state = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    state = peer(model, VOCABULARY, LENGTH, "meta").state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if tied:
+    if model.tie_embeddings_or_default:
         shapes.pop("lm_head.weight", None)
     return shapes
 

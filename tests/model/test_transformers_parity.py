@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
-from llmscale.config.schema import Config, ModelSection
+from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.engine.engine import Engine
 from llmscale.model.regions import Piece
@@ -15,6 +14,7 @@ from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from tests.distributed.parity import randomise_vectors
+from tests.peers import peer
 from tests.ranks import run_ranks
 
 VOCABULARY = 501
@@ -29,8 +29,13 @@ CASES: dict[str, dict[str, Any]] = {
         "tie_embeddings": True,
         "rope_scaling": SCALING,
     },
+    "llama-linear-rope": {
+        "family": "llama",
+        "kv_heads": 1,
+        "rope_scaling": {"type": "linear", "factor": 3.0},
+    },
     "mistral": {"family": "mistral", "kv_heads": 2, "sliding_window": 7},
-    "qwen3": {"family": "qwen3", "kv_heads": 2, "head_size": 24, "rope_base": 1e6},
+    "qwen3": {"family": "qwen3", "kv_heads": 2, "head_size": 24, "rope_base": 1e6, "rope_scaling": SCALING},
     "gpt2": {"family": "gpt2"},
 }
 
@@ -49,50 +54,6 @@ def config_of(case: str) -> Config:
             "optimizer": {"clip": 0.0, "betas": [BETA, 0.95]},
         }
     )
-
-
-def peer(model: ModelSection) -> transformers.PreTrainedModel:
-    """The same architecture in transformers."""
-    common: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "tie_word_embeddings": model.tie_embeddings_or_default,
-    }
-    if model.family == "gpt2":
-        sizes = {"n_embd": model.hidden_size, "n_layer": model.layers, "n_head": model.heads}
-        return transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                **sizes,
-                n_positions=40,
-                n_inner=model.ffn_size,
-                attn_pdrop=0,
-                embd_pdrop=0,
-                resid_pdrop=0,
-                **common,
-            )
-        )
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_base}
-    if model.rope_scaling:
-        scaling = model.rope_scaling.model_dump()
-        scaling["original_max_position_embeddings"] = scaling.pop("original_max_positions")
-        rope |= {"rope_type": "llama3", **scaling}
-    common |= {
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads_or_default,
-        "head_dim": model.head_size_or_default,
-        "intermediate_size": model.ffn_size_or_default,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_parameters": rope,
-        "max_position_embeddings": 40,
-    }
-    if model.family == "mistral":
-        return transformers.MistralForCausalLM(
-            transformers.MistralConfig(sliding_window=model.sliding_window, **common)
-        )
-    if model.family == "qwen3":
-        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(attention_bias=False, **common))
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**common))
 
 
 def ours(
@@ -133,7 +94,7 @@ def test_logits_loss_and_gradients(case: str) -> None:
     config = config_of(case)
     tokens_BS = torch.randint(0, VOCABULARY, (2, 41), generator=torch.Generator().manual_seed(0))
     logits_BSV, loss, weights, gradients = run_ranks(1, ours, config, tokens_BS)[0]
-    model = peer(config.model)
+    model = peer(config.model, VOCABULARY, 40)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert unexpected == []
     assert missing in ([], ["lm_head.weight"])

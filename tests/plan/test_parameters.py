@@ -1,8 +1,6 @@
 """The formula's parameter counts: the model cards', and those of the models that transformers builds."""
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 from llmscale.config.load import configs_folder, load_preset
 from llmscale.config.schema import ModelSection
@@ -12,6 +10,7 @@ from llmscale.plan.parameters import (
     padded_vocabulary_size,
     stage_parameters,
 )
+from tests.peers import peer
 
 OFFICIAL = {
     "llama3_1b": 1_235_814_400,
@@ -29,35 +28,13 @@ OFFICIAL = {
     "gpt2_1.5b": 1_557_611_200,
     "mistral_7b": 7_241_732_096,
 }
-CONFIG_CLASSES = {"llama": LlamaConfig, "qwen3": Qwen3Config, "mistral": MistralConfig}
 PRESETS = sorted(file.stem for file in (configs_folder() / "model").glob("*.yaml"))
 FAMILIES = ["llama", "mistral", "qwen3", "gpt2"]
 
 
 def transformers_count(model: ModelSection, vocabulary_size: int) -> int:
     """Parameters of the same model as transformers builds it, with no memory behind them."""
-    if model.family == "gpt2":
-        config = GPT2Config(
-            vocab_size=vocabulary_size,
-            n_positions=model.max_positions or 1024,
-            n_embd=model.hidden_size,
-            n_layer=model.layers,
-            n_head=model.heads,
-            n_inner=model.ffn_size_or_default,
-        )
-    else:
-        config = CONFIG_CLASSES[model.family](
-            vocab_size=vocabulary_size,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.ffn_size_or_default,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.kv_heads_or_default,
-            head_dim=model.head_size_or_default,
-            tie_word_embeddings=model.tie_embeddings_or_default,
-        )
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config)
+    built = peer(model, vocabulary_size, model.max_positions or 1024, "meta")
     return sum(parameter.numel() for parameter in built.parameters())
 
 

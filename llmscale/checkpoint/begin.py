@@ -1,0 +1,140 @@
+"""Weights for a new run, or for a model that writes: from a checkpoint of ours or from a Hugging Face folder.
+
+A vocabulary may have grown since. A token's new row, in embedding and output, is the mean of the old rows:
+its logit is then the mean of the old tokens' logits, and the others keep their probabilities but for a
+share near 1 / vocabulary. A row of zeros would have logit 0, which in a trained model, where most logits
+are far below 0, may make the new token the likeliest of all; a random row is no better.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.errors import DamagedCheckpoint
+from llmscale.checkpoint.huggingface_folder import HuggingFaceFolder, is_hugging_face_folder, open_folder
+from llmscale.checkpoint.loader import load_weights
+from llmscale.checkpoint.store import inspect, locate
+from llmscale.checkpoint.tensor_files import TensorFiles
+from llmscale.config.problems import InputError, Problem
+from llmscale.model.regions import Piece
+
+
+def begin_from(
+    path: Path, pieces: Sequence[Piece], agreement: Agreement, vocabulary_tensors: Sequence[str] = ()
+) -> None:
+    """Fill pieces (weights only) from a Hugging Face folder, a checkpoint, or a run's newest sound one.
+
+    Collective. Tensors in `vocabulary_tensors` may have more rows than are stored.
+
+    Raises:
+        InputError: another model is there. CheckpointError: nothing there, or nothing sound.
+    """
+    if agreement.decide(None, lambda _: is_hugging_face_folder(path)):
+        _from_folder(path, pieces, agreement, vocabulary_tensors)
+        return
+    rows = agreement.decide(None, lambda _: _stored_rows(path, vocabulary_tensors))
+    old = [_old_part(piece, rows.get(piece.name)) for piece in pieces]
+    loaded = load_weights(path, [piece for piece in old if piece.data.numel()], agreement)
+    manifest = inspect(loaded.path).manifest
+    assert manifest is not None
+    with TensorFiles.of_checkpoint(loaded.path, manifest) as source:
+        _attempt(agreement, lambda: _fill_new_rows(source, pieces))
+
+
+def _stored_rows(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """Rows of these tensors in the newest committed checkpoint."""
+    for found in reversed(locate(path)):
+        if found.state == "committed" and found.manifest is not None:
+            tensors = found.manifest.tensors
+            return {name: tensors[name].shape[0] for name in names if name in tensors}
+    return {}
+
+
+def _old_part(piece: Piece, rows: int | None) -> Piece:
+    """The part of a piece that is stored, as a piece of the tensor that is stored."""
+    if rows is None or rows >= piece.shape[0]:
+        return piece
+    return Piece(piece.name, (rows, *piece.shape[1:]), piece.start, piece.data[: _old_rows(piece, rows)])
+
+
+def _old_rows(piece: Piece, rows: int) -> int:
+    return min(max(0, rows - piece.start[0]), piece.data.shape[0])
+
+
+def _from_folder(
+    path: Path, pieces: Sequence[Piece], agreement: Agreement, vocabulary_tensors: Sequence[str]
+) -> None:
+    opened: list[HuggingFaceFolder] = []
+    found = _problems_of(lambda: opened.append(open_folder(path)))
+    found = found or [
+        problem for piece in pieces for problem in _misfits(piece, opened[0], vocabulary_tensors)
+    ]
+    mine = [(problem.key, str(problem.value), problem.message) for problem in found]
+    everyone = agreement.decide(mine, lambda ranks: [problem for rank in ranks for problem in rank])
+    if everyone:
+        raise InputError([Problem(*problem) for problem in dict.fromkeys(map(tuple, everyone))])
+    with TensorFiles.of_folder(opened[0]) as source:
+        _attempt(agreement, lambda: _fill_old_rows(source, pieces))
+        _attempt(agreement, lambda: _fill_new_rows(source, pieces))
+
+
+def _problems_of(work: Callable[[], None]) -> list[Problem]:
+    try:
+        work()
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def _misfits(piece: Piece, found: HuggingFaceFolder, vocabulary_tensors: Sequence[str]) -> Iterator[Problem]:
+    tensor = found.tensors.get(piece.name)
+    if tensor is None:
+        yield Problem(piece.name, "missing", f"is in the model and not in {found.path}")
+        return
+    may_grow = piece.name in vocabulary_tensors and tensor.shape[0] < piece.shape[0]
+    if tensor.shape != piece.shape and not (may_grow and tensor.shape[1:] == piece.shape[1:]):
+        message = f"has this shape in {found.path} and {list(piece.shape)} in the model"
+        yield Problem(piece.name, list(tensor.shape), message)
+
+
+def _attempt(agreement: Agreement, work: Callable[[], None]) -> None:
+    """All ranks do it, or all raise.
+
+    Raises:
+        CheckpointError: it went wrong on some rank.
+    """
+
+    def without_faults() -> list[str]:
+        work()
+        return []
+
+    faults = agreement.attempt(without_faults)
+    if faults:
+        raise DamagedCheckpoint("; ".join(faults))
+
+
+@torch.no_grad()
+def _fill_old_rows(source: TensorFiles, pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        old = _old_part(piece, source.tensors[piece.name].shape[0])
+        if not old.data.numel():
+            continue
+        for box, slab in source.slabs(piece.name, old.box):
+            if not slab.isfinite().all():
+                raise DamagedCheckpoint(f"{piece.name} has a value that is not finite")
+            old.data[box.shifted(tuple(-start for start in piece.start)).slices].copy_(slab)
+
+
+@torch.no_grad()
+def _fill_new_rows(source: TensorFiles, pieces: Sequence[Piece]) -> None:
+    means: dict[str, Tensor] = {}
+    for piece in pieces:
+        old = _old_rows(piece, source.tensors[piece.name].shape[0])
+        if old == piece.data.shape[0]:
+            continue
+        if piece.name not in means:
+            means[piece.name] = source.mean_row(piece.name)
+        piece.data[old:].copy_(means[piece.name][piece.box.slices[1]])

@@ -1,0 +1,49 @@
+"""A Hugging Face folder as a model of ours: config, and the files of its tokenizer. No torch."""
+
+import shutil
+from pathlib import Path
+
+from llmscale.checkpoint.huggingface_folder import HuggingFaceFolder
+from llmscale.config.schema import Config
+from llmscale.data.tokenizer import TOKENIZER
+
+TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def folder_config(
+    found: HuggingFaceFolder, name: str, tokenizer: Path | None, vocabulary_size: int | None = None
+) -> Config:
+    """The config of a run that would have made this model."""
+    low = found.config.get("dtype", found.config.get("torch_dtype")) in ("bfloat16", "float16")
+    model = found.model.model_copy(update={"vocabulary_size": vocabulary_size or found.model.vocabulary_size})
+    return Config.model_validate(
+        {
+            "run": {"name": name},
+            "model": model.model_dump(),
+            "tokenizer": {"path": tokenizer},
+            "train": {"sequence_length": found.model.max_positions, "precision": "bf16" if low else "fp32"},
+            "logging": {"wandb": "off"},
+        }
+    )
+
+
+def folder_tokenizer(path: Path) -> Path | None:
+    """The folder itself, if it has a tokenizer that llmscale reads."""
+    return path if (path / TOKENIZER).is_file() else None
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files that make a tokenizer, byte for byte, and nothing that could be run."""
+    target.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
