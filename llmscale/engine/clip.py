@@ -26,7 +26,7 @@ def clip_gradients(
         The norm before.
     """
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    counted = [g for name, g in gradients.items() if declarations[name].is_written_by(world.coordinates.tensor)]
+    counted = [g for name, g in gradients.items() if counts_here(declarations[name], world)]
     square = torch.stack([_square(gradient) for gradient in counted]).sum()
     torch.distributed.all_reduce(square, group=world.model_group)
     norm = float(square.sqrt())
@@ -34,6 +34,11 @@ def clip_gradients(
     if largest_norm > 0 and factor < 1:
         torch._foreach_mul_(list(gradients.values()), factor)
     return norm
+
+
+def counts_here(declaration: ParameterDeclaration, world: World) -> bool:
+    """Of the ranks that hold a gradient, this is the one whose copy the norm takes."""
+    return declaration.is_written_by(world.coordinates.tensor)
 
 
 def _square(gradient: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from llmscale.engine.engine import Engine
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.parameters import ParameterDeclaration
+from llmscale.parallel.world import World
 from tests.distributed.parity import TOLERANCES, compare, parity_config, train
 
 
@@ -16,8 +18,13 @@ def no_sum(tensor: Tensor, _: Any) -> Tensor:
     return tensor
 
 
-def mark_nothing_replicated(engine: Engine) -> None:
+def count_everything(declaration: ParameterDeclaration, world: World) -> bool:
     """The gradient norm takes the second copy of the tied embedding for a weight of its own."""
+    return not declaration.tensor_replicated or world.coordinates.tensor == 0
+
+
+def mark_nothing_replicated(engine: Engine) -> None:
+    """DeepSpeed takes the second copy of the tied embedding for a weight of its own."""
     for name, parameter in engine.parameters.items():
         parameter.tensor_model_parallel = not engine.declarations[name].tensor_replicated  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -45,6 +52,11 @@ MISTAKES = {
     ),
     "tied weight twice in the norm": (
         {"pipeline": 2, "tied": True},
+        {"llmscale.engine.clip.counts_here": count_everything},
+        "gradient norm",
+    ),
+    "tied weight twice in ZeRO's norm": (
+        {"pipeline": 2, "data": 2, "tied": True},
         {"llmscale.engine.engine.Engine._mark_for_gradient_norm": mark_nothing_replicated},
         "gradient norm",
     ),

@@ -108,12 +108,15 @@ def measured(rank: int, config: Config) -> tuple[int, dict[str, int]]:
     with kept.hooks:
         engine.step(batches)
     zero = engine.deepspeed.optimizer
-    state = zero.optimizer.state
-    masters = getattr(zero, "fp32_partitioned_groups_flat", None) or [
-        tensor for group in zero.optimizer.param_groups for tensor in group["params"]
-    ]
-    moments = [value for entry in state.values() for value in entry.values() if value.numel() > 1]
+    inner = getattr(zero, "optimizer", zero)
     weights = [getattr(p, "ds_tensor", p) for p in engine.parameters.values()]
+    masters = getattr(zero, "fp32_partitioned_groups_flat", None) or [
+        tensor for group in inner.param_groups for tensor in group["params"]
+    ]
+    if inner is zero:
+        assert storage_bytes(masters) == storage_bytes(weights), "the weights are their own masters"
+        masters = []
+    moments = [value for entry in inner.state.values() for value in entry.values() if value.numel() > 1]
     return world.coordinates.pipeline, {
         "weights": storage_bytes(weights),
         "optimizer": storage_bytes([*masters, *moments]),
