@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.epochs import claim_epoch, record_start
-from llmscale.checkpoint.errors import CheckpointError, SaveFailed
+from llmscale.checkpoint.errors import CheckpointError, SaveFailed, StaleWriter
 from llmscale.checkpoint.loader import Accept, Loaded, load_first_sound
 from llmscale.checkpoint.manifest import TensorEntry, json_object
 from llmscale.checkpoint.shards import HostImage, signature_of, tensor_entries
@@ -195,7 +195,9 @@ class Checkpointer:
             raise ValueError(f"the ranks ask to save different steps: {sorted(set(steps))}")
         if self._must_stop():
             return decision
+        assert self._epoch is not None
         try:
+            self._store.refuse_stale(self._epoch)  # a successor's folders are not to be touched
             present = self._store.find(step)
             if present is not None and present.state == "committed":
                 return {**decision, "outcome": asdict(SaveOutcome(step, "present"))}
@@ -203,7 +205,7 @@ class Checkpointer:
                 self._set_aside(present)
             save_id = uuid.uuid4().hex
             self._store.begin(step, save_id)
-        except OSError as error:
+        except (OSError, StaleWriter) as error:
             return {**decision, "outcome": asdict(SaveOutcome(step, "failed", describe(error)))}
         return {**decision, "save_id": save_id}
 

@@ -1,5 +1,8 @@
 """One rank of a run: starting, saving behind training, retention, fencing, failures."""
 
+import errno
+import os
+import random
 import resource
 import threading
 from pathlib import Path
@@ -117,9 +120,10 @@ def test_a_writer_that_was_replaced_cannot_commit(tmp_path: Path) -> None:
     old = begin(tmp_path)
     save_steps(old, 1)
     new = begin(tmp_path)
-    old.save(2, pieces_of(2), {})
-    outcome = old.wait()
-    assert outcome is not None and outcome.state == "failed" and "start 2" in outcome.reason
+    for step in (2, 1):
+        old.save(step, pieces_of(step), {})
+        outcome = old.wait()
+        assert outcome is not None and outcome.state == "failed" and "start 2" in outcome.reason
     save_steps(new, 2)
     assert steps_in(tmp_path) == [1, 2]
 
@@ -182,22 +186,56 @@ def test_no_usable_checkpoint_is_an_error(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [1, 2]
 
 
-def test_a_full_disk_does_not_stop_training(tmp_path: Path) -> None:
-    """The limit on file sizes stands in for the full disk, at many byte offsets of the shard."""
-    checkpointer = begin(tmp_path)
-    save_steps(checkpointer, 1)
-    rows = 20_000
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for step, limit in enumerate(range(1, 320_000, 31_999), start=2):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        try:
+class FillingDisk:
+    """A disk with room for so many bytes more: what still fits is written, then there is no space left."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._write, self._lock = os.write, threading.Lock()
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> int:
+        with self._lock:
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written = self._write(descriptor, memoryview(data)[: self.room])
+            self.room -= written
+            return written
+
+
+def test_a_disk_that_is_full_at_any_byte_does_not_stop_training(tmp_path: Path, monkeypatch) -> None:
+    """Of everything that a save writes: shard, part, manifest and marker."""
+    checkpointer, rows = begin(tmp_path), 2_000
+    plenty = FillingDisk(1 << 30)
+    monkeypatch.setattr(os, "write", plenty.write)
+    checkpointer.save(1, pieces_of(1, rows), {})
+    checkpointer.wait()
+    needed = (1 << 30) - plenty.room
+    monkeypatch.undo()
+    offsets = [0, needed - 1, *random.Random(1).sample(range(1, needed - 1), 48)]
+    for step, room in enumerate(offsets, start=2):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", FillingDisk(room).write)
             checkpointer.save(step, pieces_of(step, rows), {})
             outcome = checkpointer.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert outcome is not None and outcome.state == "failed" and "too large" in outcome.reason
+        assert outcome is not None and outcome.state == "failed" and "No space left" in outcome.reason, room
         assert {path.name for path in tmp_path.iterdir()} == {"epochs", "step-00000001"}
     save_steps(checkpointer, 100)
+
+
+def test_a_file_that_may_not_grow_fails_the_save(tmp_path: Path) -> None:
+    """The limit on file sizes, by the kernel itself."""
+    checkpointer = begin(tmp_path)
+    save_steps(checkpointer, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        checkpointer.save(2, pieces_of(2, 20_000), {})
+        outcome = checkpointer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome is not None and outcome.state == "failed" and "too large" in outcome.reason
+    assert {path.name for path in tmp_path.iterdir()} == {"epochs", "step-00000001"}
+    save_steps(checkpointer, 3)
 
 
 def test_a_failed_save_stops_training_where_asked(tmp_path: Path, monkeypatch) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,40 +11,9 @@ from llmscale.checkpoint.checkpointer import Checkpointer, SaveOutcome
 from llmscale.checkpoint.store import Store, verify
 from llmscale.config.schema import CheckpointSection
 from llmscale.model.regions import Piece
+from tests.checkpoint.failing_disk import Disk, Killed
 
-OPERATIONS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
 OPTIONS = CheckpointSection(keep_last=2, asynchronous=True)
-
-
-class Killed(BaseException):
-    """The process is gone: nothing of it runs any more."""
-
-
-class Disk:
-    """Counts operations on the file system and strikes at one of them, in every thread."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.strike_at, self.error = 0, -1, lambda: OSError(errno.EIO, "Input/output error")
-        self.dead = False
-        for name in OPERATIONS:
-            monkeypatch.setattr(os, name, self._counting(getattr(os, name)))
-
-    def arm(self, at: int, error: Callable[[], BaseException]) -> None:
-        self.count, self.strike_at, self.error, self.dead = 0, at, error, False
-
-    def _counting(self, real: Callable) -> Callable:
-        def operation(*arguments, **options):
-            if self.dead:
-                raise Killed
-            if self.count == self.strike_at:
-                self.count += 1
-                error = self.error()
-                self.dead = isinstance(error, Killed)
-                raise error
-            self.count += 1
-            return real(*arguments, **options)
-
-        return operation
 
 
 def pieces_of(step: int) -> list[Piece]:
@@ -83,7 +51,7 @@ def all_sound(folder: Path) -> list[int]:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_the_disk_refuses_each_operation_in_turn(tmp_path: Path, monkeypatch, code: int) -> None:
     """The save fails and says why, nothing is left of it, older steps stay, and the next save works."""
-    disk = Disk(monkeypatch)
+    disk = Disk(monkeypatch.setattr)
     checkpointer, _ = start(tmp_path)
     for step in (1, 2):
         save(checkpointer, step)
@@ -110,7 +78,7 @@ def test_the_disk_refuses_each_operation_in_turn(tmp_path: Path, monkeypatch, co
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_process_dies_before_each_operation_in_turn(tmp_path: Path, monkeypatch) -> None:
     """The next start goes on from the step before or from this one, whole, and clears the rest away."""
-    disk = Disk(monkeypatch)
+    disk = Disk(monkeypatch.setattr)
     resumed, at = set(), 0
     while True:
         folder = tmp_path / str(at)

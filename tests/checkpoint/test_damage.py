@@ -1,15 +1,20 @@
 """Bit flips, truncation, swapped and stale shards, hostile manifests: caught before a live tensor changes."""
 
 import json
+import pickle
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from llmscale.checkpoint.epochs import claim_epoch
+from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.manifest import Manifest, marker_of
 from llmscale.checkpoint.store import MANIFEST, MARKER, inspect
+from llmscale.config.problems import InputError
 from tests.checkpoint.checkpoint_layouts import deal, make_tensors
 from tests.checkpoint.simulated_ranks import load, save
 
@@ -64,21 +69,24 @@ def append(path: Path, choose: random.Random) -> str:
     return f"a byte more in {name}"
 
 
-def damage_and_load(folder: Path, pristine: Path, trials: int, seed: int) -> None:
-    """Damage the newer of two steps, load: the older one must be there, bit for bit."""
-    choose = random.Random(seed)
+def damage_and_load(folder: Path, pristine: Path, trials: int, seed: int) -> Counter[str]:
+    """Damage the newer of two steps, load: the older one must be there, bit for bit. Counts by kind."""
+    choose, counts = random.Random(seed), Counter[str]()
     kinds: list[Damage] = [flip_a_bit] * 6 + [truncate] * 2 + [swap_shards, stale_file, remove, append]
     older = make_tensors(10)
     path = folder / "step-00000020"
     for trial in range(trials):
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(pristine, path)
-        what = choose.choice(kinds)(path, choose)
+        kind = choose.choice(kinds)
+        what = kind(path, choose)
+        counts[kind.__name__] += 1
         wanted = deal(older, choose.randrange(1, 3), trial, blank=True)
         for loaded, passed_over in load(folder, wanted):
             assert loaded is not None and loaded.step == 10, what
             assert len(passed_over) == 1 and passed_over[0].startswith("step-00000020"), what
         assert all((tensor == older[name]).all() for name, tensor in wanted.whole().items()), what
+    return counts
 
 
 @pytest.fixture
@@ -92,12 +100,17 @@ def two_steps(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_damage_of_the_newest_step_is_always_caught(two_steps: tuple[Path, Path]) -> None:
-    damage_and_load(*two_steps, TRIALS, seed=1)
+    assert damage_and_load(*two_steps, TRIALS, seed=1).total() == TRIALS
 
 
 @pytest.mark.soak
-def test_much_damage_of_the_newest_step_is_always_caught(two_steps: tuple[Path, Path]) -> None:
-    damage_and_load(*two_steps, SOAK_TRIALS, seed=2)
+def test_much_damage_of_the_newest_step_is_always_caught(
+    two_steps: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = damage_and_load(*two_steps, SOAK_TRIALS, seed=2)
+    assert counts.total() == SOAK_TRIALS
+    with capsys.disabled():
+        print("\n" + "; ".join(f"{kind} {count:,}" for kind, count in counts.most_common()))
 
 
 def test_damage_of_the_only_step_changes_nothing(two_steps: tuple[Path, Path]) -> None:
@@ -150,15 +163,114 @@ FORGERIES: dict[str, Callable[[dict], None]] = {
     ),
     "moved": lambda content: first_box(content).update(start=[0, 0], size=[1, 1]),
     "gone": lambda content: content["tensors"]["model.norm.weight"].update(boxes=[]),
+    "NUL in a name": lambda content: content["shards"][0].update(file="shard-00000\0.safetensors"),
+    "NaN": lambda content: content.update(saved_at=float("nan")),
+    "infinite progress": lambda content: content["progress"].update(step=float("inf")),
+    "huge number": lambda content: content.update(epoch=10**4000),
+    "huge box": lambda content: first_box(content).update(size=[1 << 62, 1 << 62]),
+    "negative size": lambda content: content["shards"][0].update(byte_count=-1),
+    "huge blocks": lambda content: content["shards"][0].update(block_bytes=1 << 60),
+    "no blocks": lambda content: content["shards"][0].update(block_bytes=0),
+    "fraction": lambda content: content["shards"][0].update(
+        byte_count=float(content["shards"][0]["byte_count"])
+    ),
+    "text for a number": lambda content: content.update(saved_at="now"),
+    "deep": lambda content: content["progress"].update(deep=nested(400)),
+    "pickle as a shard": lambda content: content["shards"][0].update(file="shard-00000.pt"),
 }
+
+
+def nested(depth: int) -> list:
+    return [nested(depth - 1)] if depth else []
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_forged_manifests_are_refused(two_steps: tuple[Path, Path], forgery: str) -> None:
     folder, _ = two_steps
+    outside = {path for path in folder.parent.rglob("*") if folder not in path.parents}
     rewrite(folder / "step-00000020", FORGERIES[forgery])
     wanted = deal(make_tensors(10), 2, 1, blank=True)
+    for loaded, passed_over in load(folder, wanted):
+        assert loaded is not None and loaded.step == 10
+        assert len(passed_over) == 1 and "step-00000020" in passed_over[0]
+    assert outside == {path for path in folder.parent.rglob("*") if folder not in path.parents}
+
+
+OTHER_MODELS: dict[str, tuple[Callable[[dict], None], str]] = {
+    "huge shape": (
+        lambda content: content["tensors"]["model.norm.weight"].update(shape=[1 << 62]),
+        "model.norm.weight",
+    ),
+    "a path for a name": (
+        lambda content: content["tensors"].update(
+            {"../../outside": content["tensors"].pop("model.norm.weight")}
+        ),
+        "../../outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", OTHER_MODELS)
+def test_forged_manifests_of_another_model_are_refused_by_name(
+    two_steps: tuple[Path, Path], forgery: str
+) -> None:
+    folder, _ = two_steps
+    change, name = OTHER_MODELS[forgery]
+    rewrite(folder / "step-00000020", change)
+    wanted = deal(make_tensors(10), 2, 1, blank=True)
+    with pytest.raises(InputError) as raised:
+        load(folder, wanted)
+    assert name in {problem.key for problem in raised.value.problems}
+    assert not any(tensor.any() for tensor in wanted.whole().values())
+
+
+def test_the_same_key_twice_is_refused(two_steps: tuple[Path, Path]) -> None:
+    """Readers of JSON differ on which of the two counts; here neither does."""
+    path = two_steps[0] / "step-00000020"
+    data = (path / MANIFEST).read_bytes().replace(b'"step":20', b'"step":19,"step":20', 1)
+    manifest = inspect(path).manifest
+    assert manifest is not None
+    (path / MANIFEST).write_bytes(data)
+    (path / MARKER).write_bytes(marker_of(manifest, data).to_bytes())
+    found = inspect(path)
+    assert found.state == "damaged" and "not as it was written" in found.reason
+
+
+class Bomb:
+    """What a pickle may do when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_planted_pickle_does_not_run(two_steps: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    folder, _ = two_steps
+    fuse = tmp_path / "it has run"
+    planted = pickle.dumps(Bomb(fuse))
+    (folder / "step-00000020" / name).write_bytes(planted)
+    for other in ("data.pkl", ".metadata", "shard-00000.pt"):
+        (folder / "step-00000020" / other).write_bytes(planted)
+        (folder / other).write_bytes(planted)
+    wanted = deal(make_tensors(10), 2, 1, blank=True)
     assert all(loaded is not None and loaded.step == 10 for loaded, _ in load(folder, wanted))
+    assert not fuse.exists()
+    pickle.loads(planted)
+    assert fuse.exists()  # it would have
+
+
+def test_a_linked_folder_of_epochs_is_refused(two_steps: tuple[Path, Path], tmp_path: Path) -> None:
+    """A new start writes a file there: through the link it would land elsewhere."""
+    folder, _ = two_steps
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(folder / "epochs")
+    (folder / "epochs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a link"):
+        claim_epoch(folder, 0)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", FILES)

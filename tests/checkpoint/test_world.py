@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,10 +15,14 @@ import torch.distributed as dist
 
 from llmscale.checkpoint.checkpointer import Checkpointer
 from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.store import Store, verify
 from llmscale.config.schema import CheckpointSection
 from tests.checkpoint.checkpoint_layouts import deal, make_tensors
+from tests.checkpoint.failing_disk import READS, Disk
 
 fork = multiprocessing.get_context("fork")
+SAVE_OPERATIONS, LOAD_OPERATIONS = 60, 40
+"""More than either has on one rank."""
 
 
 def run_ranks(folder: Path, world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -32,7 +37,7 @@ def run_ranks(folder: Path, world_size: int, work: Callable[..., Any], *argument
         process.start()
     found = dict(results.get() for _ in ranks)
     for process in ranks:
-        process.join(30)
+        process.join(60)
         assert process.exitcode == 0
     assert not [value for value in found.values() if isinstance(value, str) and "Traceback" in value], found
     return [found[rank] for rank in range(world_size)]
@@ -42,7 +47,7 @@ def _rank_main(
     rank: int, world_size: int, store: Path, results: Any, work: Callable[..., Any], arguments: Any
 ):
     torch.set_num_threads(1)
-    timeout = timedelta(seconds=30)
+    timeout = timedelta(seconds=120)
     dist.init_process_group("gloo", f"file://{store}", timeout, world_size, rank)
     try:
         results.put((rank, work(rank, world_size, *arguments)))
@@ -143,3 +148,69 @@ def test_a_full_disk_on_one_rank_fails_the_save_on_all(tmp_path: Path, bad_rank:
     assert first[:2] == (1, "failed")
     assert second == (2, "committed", "")
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"epochs", "step-00000002"}
+
+
+def strike_each_operation_of_a_save(
+    rank: int, world_size: int, folder: Path, bad_rank: int
+) -> list[tuple[str, str]]:
+    """Save step after step; in each, the next operation of the bad rank on the disk fails."""
+    pieces = deal(make_tensors(1), world_size, 1).ranks[rank]
+    checkpointer, _ = begin(folder, rank, world_size, pieces)
+    disk = Disk(setattr)
+    outcomes = []
+    for at in range(SAVE_OPERATIONS):
+        disk.arm(at if rank == bad_rank else -1)
+        checkpointer.save(at + 1, pieces, {})
+        outcome = checkpointer.wait()
+        disk.arm(-1)
+        assert outcome is not None
+        outcomes.append((outcome.state, outcome.reason))
+    checkpointer.save(SAVE_OPERATIONS + 1, pieces, {})
+    outcome = checkpointer.wait()
+    assert outcome is not None and outcome.state == "committed"
+    return outcomes
+
+
+@pytest.mark.parametrize("bad_rank", [0, 1])
+def test_an_error_at_any_point_of_a_save_hangs_no_rank(tmp_path: Path, bad_rank: int) -> None:
+    first, second = run_ranks(tmp_path, 2, strike_each_operation_of_a_save, tmp_path / "c", bad_rank)
+    assert first == second
+    failed = [reason for state, reason in first if state == "failed"]
+    assert len(failed) > 8
+    # An error after the commit, or in telling of an error, need not fail the save.
+    assert all("Input/output error" in reason or "another rank" in reason for reason in failed)
+    found = Store(tmp_path / "c").checkpoints()
+    assert found and all(verify(one) == [] for one in found)
+
+
+def strike_each_operation_of_a_load(
+    rank: int, world_size: int, folder: Path, bad_rank: int
+) -> list[tuple[str, object]]:
+    """Resume copies of a run; in each, the next operation of the bad rank on the disk fails."""
+    disk = Disk(setattr, READS)
+    found: list[tuple[str, object]] = []
+    for at in range(LOAD_OPERATIONS):
+        pieces = deal(make_tensors(0), world_size, 9, blank=True).ranks[rank]
+        disk.arm(at if rank == bad_rank else -1)
+        try:
+            _, loaded = begin(folder / f"copy-{at}", rank, world_size, pieces)
+            disk.arm(-1)
+            assert loaded is not None
+            expected = make_tensors(loaded.step)
+            assert all(torch.equal(piece.data, expected[piece.name][piece.box.slices]) for piece in pieces)
+            found.append(("loaded", loaded.step))
+        except CheckpointError as error:
+            disk.arm(-1)
+            assert not any(piece.data.any() for piece in pieces)
+            found.append(("refused", str(error)))
+    return found
+
+
+@pytest.mark.parametrize("bad_rank", [0, 1])
+def test_an_error_at_any_point_of_a_load_hangs_no_rank(tmp_path: Path, bad_rank: int) -> None:
+    run_ranks(tmp_path, 2, save_steps, tmp_path / "c", [1, 2])
+    for at in range(LOAD_OPERATIONS):
+        shutil.copytree(tmp_path / "c", tmp_path / "copies" / f"copy-{at}")
+    first, second = run_ranks(tmp_path, 2, strike_each_operation_of_a_load, tmp_path / "copies", bad_rank)
+    assert first == second
+    assert ("loaded", 2) in first and len(set(first)) > 1
