@@ -2,7 +2,8 @@
 
 What DeepSpeed really allocates, which is more than the ZeRO paper's table: an fp32 copy of the weights
 for the optimizer whatever the weights' own precision, under ZeRO-1 in bf16 one whole fp32 gradient on every
-rank, and a copy of the rank's part of the gradient while the optimizer steps.
+rank, and a copy of the rank's part of the gradient while the optimizer steps. Only a model of one replica in
+full precision under ZeRO-1 has none of these: its weights are their own masters.
 """
 
 from dataclasses import dataclass
