@@ -1,4 +1,9 @@
-"""What saving and loading cost on this machine, as ratios: `python -m llmscale.checkpoint.measure [MiB]`."""
+"""What saving and loading cost on this machine: `python -m llmscale.checkpoint.measure [MiB]`.
+
+Speeds and ratios, each against a plain operation on the same bytes at the same time. The step that a stall
+is compared with is one of plain torch: as many weights as the state has (a master and two moments each),
+forward and backward over `TOKENS` tokens, and AdamW.
+"""
 
 import os
 import statistics
@@ -18,6 +23,7 @@ from llmscale.config.schema import CheckpointSection
 from llmscale.model.regions import Box, Piece, flat_range_boxes
 
 REPEATS = 5
+TOKENS = 4096
 COLUMNS = 512
 
 
@@ -65,6 +71,23 @@ def plain_write(path: Path, data: memoryview) -> None:
         os.fsync(file.fileno())
 
 
+def step_seconds(megabytes: int) -> float:
+    """Time of a training step of a model whose whole state is of this size."""
+    width = 1024
+    layers = max(1, (megabytes << 20) // (12 * width * width))
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(layers)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    tokens = torch.randn(TOKENS, width)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(tokens).square().mean().backward()
+        optimizer.step()
+
+    step()
+    return seconds_of(step)
+
+
 def measure(megabytes: int, folder: Path) -> None:
     pieces = make_pieces(megabytes, 3)
     one = torch.zeros(sum(piece.data.numel() for piece in pieces))
@@ -89,8 +112,22 @@ def measure(megabytes: int, folder: Path) -> None:
     same = median_seconds(lambda: load_weights(newest.path, pieces, agreement))
     different = median_seconds(lambda: load_weights(newest.path, columns, agreement))
 
+    read = median_seconds((folder / "plain").read_bytes)
+    step = step_seconds(megabytes)
+
     print(f"{len(pieces)} pieces, {megabytes} MiB; median of {REPEATS}")
+    for name, seconds in {
+        "a memory copy": copy,
+        "a plain write and fsync": write,
+        "a plain read (from memory, as loads here)": read,
+        "a save until it is durable": save,
+        "verifying all hashes": verified,
+        "loading the same layout": same,
+        "loading another layout": different,
+    }.items():
+        print(f"{name:42} {1000 * seconds:8.1f} ms {megabytes / seconds:8.0f} MiB/s")
     print(f"a save holds the step up for   {stall / copy:6.2f} x one memory copy of the same bytes")
+    print(f"                               {100 * stall / step:6.2f} % of a step of {step:.2f} s")
     print(f"a save is durable after        {save / write:6.2f} x a plain write and fsync")
     print(f"verifying all hashes takes     {verified / save:6.2f} x the save")
     print(f"loading the same layout takes  {same / write:6.2f} x a plain write and fsync")

@@ -6,6 +6,7 @@ Moments are drawn in the writer's own time: after so many of its commits, and a 
 one takes. So a busy machine changes how long it takes and nothing else.
 """
 
+import logging
 import multiprocessing
 import os
 import random
@@ -267,6 +268,7 @@ class SaveKiller:
 
 
 def main(one: int, two: int, worlds: int, seed: int) -> None:
+    logging.disable(logging.WARNING)
     total = Tally()
     print("| writers | kills | unfinished saves left | lost, mixed or not resumed |")
     print("|---|---|---|---|")
