@@ -1,6 +1,7 @@
 """Ranks for tests: fresh processes, forked in milliseconds from a server that has torch, Megatron and
 DeepSpeed loaded, joined by gloo."""
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -20,7 +21,12 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_ranks(
+    world_size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> list[Any]:
     """Call `function(rank, *arguments)` in `world_size` ranks with an initialised process group.
 
     Returns what each returned, in order of rank.
@@ -40,7 +46,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
         for process in processes:
             process.start()
         try:
-            return _collect(processes, results)
+            return _collect(processes, results, timeout_seconds)
         finally:
             for process in processes:
                 if process.is_alive():
@@ -48,9 +54,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
                 process.join()
 
 
-def _collect(processes: list[Any], results: Any) -> list[Any]:
+def _collect(processes: list[Any], results: Any, timeout_seconds: float) -> list[Any]:
     found: dict[int, Any] = {}
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + timeout_seconds
     while len(found) < len(processes):
         if not results._reader.poll(0.2):
             dead = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0) and i not in found]
@@ -78,6 +84,8 @@ def _rank_main(
     from llmscale.parallel.device import prepare_cpu  # noqa: PLC0415
 
     torch.set_num_threads(1)
+    # As the ranks of a run do: collections need not go through what the server has imported.
+    gc.freeze()
     prepare_cpu()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.distributed.init_process_group(

@@ -41,12 +41,29 @@ def list_command(target: Target) -> None:
 
 
 @app.command("verify")
-def verify_command(target: Target) -> None:
-    """Reread every byte and compare hashes, coverage and headers. Ends with 1 where anything is wrong."""
+def verify_command(
+    target: Target,
+    layout: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="For --deep: a layout, such as parallel.tensor=2."),
+    ] = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Load the weights too, and compare what they compute with the save."),
+    ] = False,
+    own_layout: Annotated[
+        bool,
+        typer.Option("--own-layout", help="For --deep: as many ranks as a replica had when it was saved."),
+    ] = False,
+) -> None:
+    """Reread every byte and compare hashes, coverage and headers. Ends with 1 where anything is wrong, and,
+    with --deep, where there is nothing to compare with."""
     # Needs torch, which listing does without.
     from llmscale.checkpoint.coverage import stored_faults  # noqa: PLC0415
     from llmscale.checkpoint.shards import header_faults  # noqa: PLC0415
 
+    if not deep and (layout or own_layout):
+        raise InputError([Problem("KEY=VALUE", " ".join(layout or ["--own-layout"]), "goes with --deep")])
     console, faulty = Console(), False
     for found in _find(target):
         faults = verify(found)
@@ -54,14 +71,34 @@ def verify_command(target: Target) -> None:
             faults = stored_faults(found.manifest.tensors) + header_faults(found.path, found.manifest)
         if found.state != "committed" and found.reason not in faults:
             faults.insert(0, f"{found.state}: {found.reason}")
+        verdict = Text("damaged", "red") if faults else Text("sound", "green")
+        if deep and not faults:
+            faults = _deep_faults(found, layout or [], own_layout)
+            verdict = (
+                Text("not confirmed", "red") if faults else Text("sound, and computes as saved", "green")
+            )
         faulty = faulty or bool(faults)
         size = decimal(found.manifest.byte_count) if found.manifest else "unknown size"
-        state = Text("damaged", "red") if faults else Text("sound", "green")
-        console.print(Text.assemble(f"step {found.step}, {size}: ", state))
+        console.print(Text.assemble(f"step {found.step}, {size}: ", verdict))
         for fault in faults:
             console.print(f"  {fault}", markup=False, highlight=False)
     if faulty:
         raise typer.Exit(1)
+
+
+def _deep_faults(found: Checkpoint, layout: list[str], own_layout: bool) -> list[str]:
+    """Why the stored fingerprint does not confirm the weights, of a checkpoint whose bytes are sound."""
+    from llmscale.run.deep_verify import plan_check  # noqa: PLC0415 -- loads Megatron too
+    from llmscale.run.rank_team import RanksFailed  # noqa: PLC0415
+
+    assert found.manifest is not None
+    check = plan_check(found.path, found.manifest, layout, own_layout)
+    if isinstance(check, str):
+        return [check]
+    try:
+        return check.faults()
+    except (CheckpointError, RanksFailed) as error:
+        return [str(error)]
 
 
 def _find(target: Path) -> list[Checkpoint]:

@@ -73,7 +73,8 @@ def generate(
         start_server(["llmscale.run.generate"])
     with console.status(f"loading {found.weights}"):
         from llmscale.engine.sampling import SamplingOptions  # noqa: PLC0415 -- loads torch
-        from llmscale.run.generate import RanksFailed, open_writer  # noqa: PLC0415 -- loads Megatron too
+        from llmscale.run.generate import open_writer  # noqa: PLC0415 -- loads Megatron too
+        from llmscale.run.rank_team import RanksFailed  # noqa: PLC0415
 
     options = SamplingOptions(
         max_new_tokens, 0.0 if greedy else temperature, top_k, top_p, seed, scribe.end_id

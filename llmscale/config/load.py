@@ -51,6 +51,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with `overrides` applied; the rules over several keys are not asked.
+
+    Raises:
+        InputError: with every problem of the overrides.
+    """
+    tree: Tree = config.model_dump(mode="json")
+    problems = [problem for override in overrides if (problem := _apply_override(tree, override))]
+    changed, found = _validate(tree)
+    if problems or found or changed is None:
+        raise InputError([*problems, *found])
+    return changed
+
+
 def read_resolved(path: Path) -> Config:
     """The `config.yaml` of a run folder, as `write_resolved` left it."""
     return Config.model_validate(yaml.safe_load(path.read_text()))

@@ -17,6 +17,7 @@ from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.engine import state
 from llmscale.engine.clip import clip_gradients
+from llmscale.engine.fingerprint import Fingerprint, take_fingerprint
 from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
 from llmscale.engine.schedule import ScheduledChunk, run_schedule
 from llmscale.engine.zero import deepspeed_engine
@@ -63,6 +64,7 @@ class Engine:
         self.config = config
         self.world = world
         self.objective = objective
+        self.vocabulary_size = vocabulary_size
         with world.active():
             self.chunks = build_model(config.model, config.train, vocabulary_size, world)
             self.module = torch.nn.ModuleList(self.chunks) if len(self.chunks) > 1 else self.chunks[0]
@@ -90,7 +92,7 @@ class Engine:
                 parameter.ds_pipe_replicated = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def _scheduled_chunks(self) -> list[ScheduledChunk]:
-        # ZeRO acts on the engine's forward, of one chunk; where there are several it is ZeRO-1, which need not.
+        # ZeRO acts on the engine's forward, of one chunk; several mean ZeRO-1, which does not need it.
         if len(self.chunks) > 1 or not self.config.has_partitions:
             return [ScheduledChunk(chunk, chunk) for chunk in self.chunks]
         return [ScheduledChunk(self.chunks[0], self.deepspeed)]
@@ -127,6 +129,11 @@ class Engine:
             self.deepspeed.eval()
             loss_sum, tokens = self._forward_backward(microbatches, self.steps_done, forward_only=True)
         return Evaluation(loss_sum / max(tokens, 1), int(tokens))
+
+    def fingerprint(self) -> Fingerprint | None:
+        """What the model says to one fixed batch; None where that is not finite. Changes nothing."""
+        length = self.config.train.sequence_length
+        return take_fingerprint(self.scheduled, self.world, self.objective, self.vocabulary_size, length)
 
     def _forward_backward(
         self, microbatches: Sequence[Batch], step: int, forward_only: bool
@@ -204,6 +211,11 @@ class Engine:
             self.steps_done = counters["step"]
             state.set_optimizer_steps(self.deepspeed, counters["optimizer_steps"])
             state.publish_masters(self.deepspeed)
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks out of the model, which keep both in memory. The World stays."""
+        with self.world.active():
+            self.deepspeed.destroy()
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -59,9 +59,7 @@ def _partitioned_parameter(engine: Any, parameter: torch.nn.Parameter) -> OwnedR
 
 
 def _cut(engine: Any, flat: Tensor, offset: int, length: int, start: int) -> OwnedRange:
-    return OwnedRange(
-        start, flat.detach().narrow(0, offset, length), _moments(engine, flat, offset, length)
-    )
+    return OwnedRange(start, flat.detach().narrow(0, offset, length), _moments(engine, flat, offset, length))
 
 
 def _moments(engine: Any, updated: Tensor, offset: int, length: int) -> dict[str, Tensor]:

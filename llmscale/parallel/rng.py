@@ -59,9 +59,30 @@ def install(tracker: RngTracker) -> None:
 
 def seed_all(tracker: RngTracker, shared_seed: int, own_seed: int) -> None:
     """Seed the shared stream (the default generator) and this rank's own one."""
-    torch.manual_seed(own_seed)
+    _seed(own_seed)
     tracker.states["model-parallel-rng"] = _get_state()
-    torch.manual_seed(shared_seed)
+    _seed(shared_seed)
+
+
+def _seed(seed: int) -> None:
+    """As `torch.manual_seed`, which spends a millisecond on devices that are not there."""
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def preserved(tracker: RngTracker) -> Iterator[None]:
+    """Give every stream back as it was, whatever is drawn inside."""
+    shared, own = _get_state(), tracker.get_states()
+    cpu = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        _set_state(shared)
+        tracker.set_states(own)
 
 
 def _get_state() -> torch.Tensor:

@@ -6,7 +6,7 @@ different layouts can so take turns in the same processes.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from types import FunctionType, ModuleType
 from typing import Any
@@ -76,6 +76,8 @@ class World:
     @contextlib.contextmanager
     def active(self) -> Iterator["World"]:
         """Put this World's globals in place; put the former ones back at the end."""
+        if not self._state:
+            raise RuntimeError("this World is closed")
         outer = _snapshot()
         _restore(self._state)
         try:
@@ -83,6 +85,25 @@ class World:
         finally:
             self._state = _snapshot()
             _restore(outer)
+
+    def close(self) -> None:
+        """Give up this World's process groups, those that DeepSpeed made inside it too. Collective; not while
+        it is active.
+
+        A group's threads and connections end with the last reference to it: when what was built on this
+        World is collected as well. The default group stays, which `disconnect` gives up. Closing twice does
+        nothing.
+        """
+        if not self._state:
+            return
+        torch.distributed.barrier(self.control_group)  # nobody is still in the middle of a collective
+        default = torch.distributed.group.WORLD
+        owned = {id(group): group for group in _groups_in([self.control_group, *self._state.values()])}
+        self._state = {}
+        del self.groups, self.control_group
+        for group in owned.values():
+            if group is not default:
+                torch.distributed.destroy_process_group(group)
 
     def seed(self, *purpose: int | str) -> None:
         """Seed every random stream for `purpose` (such as seed, step, microbatch)."""
@@ -134,11 +155,22 @@ def _gloo_group(timeout: timedelta) -> ProcessGroup:
     return created
 
 
+def _groups_in(values: Iterable[Any]) -> Iterator[ProcessGroup]:
+    """The process groups among `values`, and in the dictionaries and lists among them."""
+    for value in values:
+        if isinstance(value, ProcessGroup):
+            yield value
+        elif isinstance(value, (dict, list, tuple)):
+            yield from _groups_in(value.values() if isinstance(value, dict) else value)
+
+
 def _is_state(name: str, value: Any) -> bool:
-    """Module globals that hold state: `_LIKE_THIS`, and DeepSpeed's `mpu`."""
+    """Module globals that hold state: `_LIKE_THIS`, DeepSpeed's `mpu`, and Megatron's list of all groups."""
     if isinstance(value, (type, ModuleType, FunctionType)):
         return False
-    return name == "mpu" or (name[:1] == "_" and name[1:2].isalpha() and name == name.upper())
+    return name in ("mpu", "_global_process_group_list") or (
+        name[:1] == "_" and name[1:2].isalpha() and name == name.upper()
+    )
 
 
 def _snapshot(modules: Sequence[ModuleType] = _STATEFUL_MODULES) -> dict[ModuleType, dict[str, Any]]:

@@ -15,6 +15,7 @@ from llmscale.checkpoint.errors import SaveFailed
 from llmscale.config.schema import Config
 from llmscale.data.batch_size import global_batch_size_at
 from llmscale.data.loader import BatchSource
+from llmscale.engine import fingerprint
 from llmscale.engine.engine import Engine, StepResult
 from llmscale.runtime.final import FinalFailure
 from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord, ValidationRecord
@@ -150,9 +151,9 @@ class TrainingLoop:
         self.meter.start()
 
     def _save(self) -> None:
-        self.checkpointer.save(
-            self.position.step, self.engine.pieces_to_save(), self.position.as_progress(self.engine)
-        )
+        found = self.engine.fingerprint()
+        progress = {**self.position.as_progress(self.engine), fingerprint.KEY: found and found.as_json()}
+        self.checkpointer.save(self.position.step, self.engine.pieces_to_save(), progress)
 
     def _save_last(self) -> None:
         """The last save must succeed: what it holds is all that is left of the run."""

@@ -13,7 +13,8 @@ from llmscale.checkpoint.errors import CheckpointError
 from llmscale.commands.generate import Scribe
 from llmscale.data.train_tokenizer import train_tokenizer
 from llmscale.engine.sampling import SamplingOptions
-from llmscale.run.generate import RanksFailed, RankTeam, open_writer
+from llmscale.run.generate import open_writer
+from llmscale.run.rank_team import RanksFailed, RankTeam
 from llmscale.run.target import find_target
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "12", "birds", "über", "den", "Bäumen"]
@@ -74,7 +75,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(run: Path, tmp_path: Pat
         ([run, "cat", "--tokenizer", tmp_path], "has no tokenizer.json"),
         (["missing", "cat", "--root", run.parent], "no such run or checkpoint; runs under"),
         ([run / "logs", "cat"], "has no checkpoint yet"),
-        ([tmp_path, "cat"], "is a Hugging Face folder"),
+        ([tmp_path, "cat"], "config.json: model_type"),
     ]
     for arguments, message in cases:
         result = llmscale("generate", *arguments)
