@@ -19,7 +19,7 @@ from llmscale.checkpoint.manifest import DTYPE_BYTES, Manifest, StoredBox, Tenso
 from llmscale.checkpoint.shards import TORCH_DTYPES, ShardLayout, ShardReader, Slot
 from llmscale.model.regions import Box
 
-SLAB_BYTES = 32 << 20
+SLAB_BYTES = 8 << 20
 
 
 class TensorFiles:

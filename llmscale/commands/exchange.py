@@ -43,7 +43,7 @@ def export_command(
 ) -> None:
     """Write a folder that transformers loads: safetensors, config.json, generation_config.json, tokenizer.
 
-    The weights are verified first, and read and written in pieces of 32 MiB, however large the model is.
+    The weights are verified first, and read and written in pieces of 8 MiB, however large the model is.
     """
     most = parse_size(max_shard_size)
     with _failures():
