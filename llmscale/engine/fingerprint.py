@@ -32,9 +32,9 @@ MOST_TOKENS = 128
 TOLERANCES = {"fp64": 1e-12, "fp32": 1e-5, "bf16": 2e-2}
 """How far figures of the same weights may lie apart, relative, under another layout or on another machine.
 
-Sums are taken in another order there, and each has 53, 24 or 8 bits. Layouts of one machine were measured
-to lie apart by up to 1e-15, 4e-7 and 4e-3 (`tests/engine/test_fingerprint.py` asserts a tenth of each for
-the first two); other matrix libraries may add as much again, deeper models a few times that."""
+Sums are taken in another order there, and each has 53, 24 or 8 bits. Layouts of one machine lie within a
+tenth of the first two, as `tests/engine/test_fingerprint.py` asserts; the rest is for other matrix libraries
+and deeper models."""
 
 
 @dataclass(frozen=True)
