@@ -5,6 +5,7 @@ loss, gradient norm, learning rate and counters, and every tensor of the last ch
 """
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from llmscale.config.load import load_config
+from llmscale.config.load import load_config, read_resolved
 from llmscale.config.problems import InputError
 from llmscale.data.loader import BatchSource
 from tests.distributed.kills import Kill, killing, killing_by_the_clock, plan
@@ -209,6 +210,35 @@ def test_going_on_under_other_layouts(place: Place) -> None:
         name: float((tensor - run.tensors()[name]).abs().max()) for name, tensor in oracle.tensors().items()
     }
     assert max(difference.values()) < 1e-5, difference
+
+
+def test_resume_on_other_numbers_of_ranks(place: Place) -> None:
+    """By the command line: four ranks stop half-way, one rank and two go on, at the same samples."""
+    oracle = place.uninterrupted("on-four-oracle", *TP2_PP2)
+    with place.start("on-four", *TP2_PP2, "train.stop_at=6") as command:
+        assert command.wait() == 0, command.output.read_text()
+    for name, replicas, layout in (("on-one", 1, ()), ("on-two", 2, (*DP2, "zero.stage=3"))):
+        run = place.run(name)
+        shutil.copytree(place.run("on-four").folder, run.folder)
+        with place.start(name, *layout) as command:
+            assert command.wait() == 0, command.output.read_text()
+        assert run.stream()[:6] == oracle.stream()[:6]
+        for line, expected in zip(run.stream(), oracle.stream(), strict=True):
+            assert (*line[:3], line[5]) == (*expected[:3], expected[5])
+            assert line[3] == pytest.approx(expected[3], rel=5e-6)
+        resumed = run.events("resumed")[-1]
+        assert resumed.step == 6
+        consumed = int(run.stream()[5][1])
+        assert samples_of(run, replicas, consumed) == samples_of(oracle, 1, consumed)
+
+
+def samples_of(run: Run, replicas: int, consumed: int) -> list[str]:
+    """What the replicas read in the step after `consumed` samples, by the run's own config."""
+    found: list[str] = []
+    for rank in range(replicas):
+        with BatchSource(read_resolved(run.folder / "config.yaml"), "train", rank, replicas) as source:
+            found += [repr(row) for batch in source.sample_ids(consumed, 8) for row in batch]
+    return sorted(found)
 
 
 @pytest.mark.parametrize("replicas", [2, 4, 8])
