@@ -32,7 +32,8 @@ def clip_gradients(
     norm = float(square.sqrt())
     factor = largest_norm / (norm + 1e-6)
     if largest_norm > 0 and factor < 1:
-        torch._foreach_mul_(list(gradients.values()), factor)
+        for gradient in gradients.values():
+            gradient.mul_(factor)
     return norm
 
 
