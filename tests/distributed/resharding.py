@@ -6,6 +6,7 @@ in the same processes.
 
 import gc
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -184,7 +185,8 @@ def _by_world_size(kind: Kind, layouts: Iterable[str]) -> dict[int, list[str]]:
 
 def _outcome(writer: str, reader: str, written: Written, target: Path, ours: list[float]) -> Outcome:
     before, after = stored_hashes(written.folder), stored_hashes(target)
-    apart = [abs(a - b) / abs(b) for a, b in zip(ours, written.losses)]
+    # NaN would be smaller than nothing to `max`.
+    apart = [abs(a - b) / abs(b) if math.isfinite(a) else math.inf for a, b in zip(ours, written.losses)]
     assert len(apart) == len(ours), "the writer did not go on far enough"
     different = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
     return Outcome(writer, reader, different, apart[0], max(apart))
@@ -268,12 +270,11 @@ def microbatches(config: Config, world: World, step: int) -> list[Batch]:
 def in_layout(config: Config, work: Callable[[Engine], Result]) -> Result:
     """What `work` makes of an engine under the config's layout; afterwards nothing of both is left."""
     world = World(Layout.of(config.parallel, config.world_size), torch.device("cpu"))
-    try:
-        engine = Engine(config, world, VOCABULARY, CausalLM())
-        result = work(engine)
-        engine.close()
-        return result
-    finally:
-        world.close()
-        engine = None
-        gc.collect()
+    engine = Engine(config, world, VOCABULARY, CausalLM())
+    result = work(engine)
+    # Not where a rank has failed: the others would wait for it here instead of hearing of it.
+    engine.close()
+    world.close()
+    del engine
+    gc.collect()
+    return result

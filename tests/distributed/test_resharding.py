@@ -75,10 +75,11 @@ def swapped_parts(chunk: Any, local_name: str, rows: int) -> list[Any]:
 
 
 def swapped_boxes(engine: Engine) -> list[Piece]:
-    """Two boxes of one tensor trade places on the way out."""
+    """Rows of weights and moments trade places on the way out."""
     pieces = save_as_it_is(engine)
-    first = next(p for p in pieces if p.name.endswith("embed_tokens.weight"))
-    first.data.copy_(first.data.flip(0).clone())
+    for piece in pieces:  # the second tensor rank has padding only
+        if piece.name.endswith("embed_tokens.weight"):
+            piece.data.copy_(piece.data.flip(0).clone())
     return pieces
 
 
