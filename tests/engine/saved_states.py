@@ -91,7 +91,16 @@ def copies(pieces: Iterable[Piece]) -> list[Piece]:
 
 def pieces_of_configs(_rank: int, configs: Sequence[Config]) -> list[list[Piece]]:
     """What this rank saves of a fresh engine of each config."""
-    return [copies(make_engine(config).pieces_to_save()) for config in configs]
+    return [_pieces_of(config) for config in configs]
+
+
+def _pieces_of(config: Config) -> list[Piece]:
+    engine = make_engine(config)
+    pieces = copies(engine.pieces_to_save())
+    # The threads of dozens of Worlds would slow each other down.
+    engine.close()
+    engine.world.close()
+    return pieces
 
 
 @dataclass
