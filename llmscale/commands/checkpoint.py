@@ -14,6 +14,7 @@ from llmscale.checkpoint.epochs import read_epochs
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.store import Checkpoint, inspect, locate, size_faults, verify
 from llmscale.commands.exchange import export_command, import_command
+from llmscale.commands.quiet import silence_import_warnings
 from llmscale.config.problems import InputError, Problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -23,19 +24,20 @@ app.command("import")(import_command)
 Target = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint of it.", show_default=False
+        metavar="RUN|CHECKPOINT", help="A run folder or name, or one checkpoint.", show_default=False
     ),
 ]
+Root = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")]
 COLORS = {"committed": "green", "uncommitted": "yellow", "fenced": "yellow", "damaged": "red"}
 
 
 @app.command("list")
-def list_command(target: Target) -> None:
+def list_command(target: Target, root: Root = Path("runs")) -> None:
     """The steps that are stored: size, age, layout, state. Marker, manifest and shard sizes are looked at."""
     table = Table(
         "step", "size", "age", "ranks", "layout", "state", box=None, pad_edge=False, header_style="bold"
     )
-    for found in _find(target):
+    for found in _find(target, root):
         table.add_row(str(found.step), *_row(found))
     Console().print(table)
 
@@ -55,6 +57,7 @@ def verify_command(
         bool,
         typer.Option("--own-layout", help="For --deep: as many ranks as a replica had when it was saved."),
     ] = False,
+    root: Root = Path("runs"),
 ) -> None:
     """Reread every byte and compare hashes, coverage and headers. Ends with 1 where anything is wrong, and,
     with --deep, where there is nothing to compare with."""
@@ -65,7 +68,7 @@ def verify_command(
     if not deep and (layout or own_layout):
         raise InputError([Problem("KEY=VALUE", " ".join(layout or ["--own-layout"]), "goes with --deep")])
     console, faulty = Console(), False
-    for found in _find(target):
+    for found in _find(target, root):
         faults = verify(found)
         if found.manifest is not None and not faults:
             faults = stored_faults(found.manifest.tensors) + header_faults(found.path, found.manifest)
@@ -88,6 +91,7 @@ def verify_command(
 
 def _deep_faults(found: Checkpoint, layout: list[str], own_layout: bool) -> list[str]:
     """Why the stored fingerprint does not confirm the weights, of a checkpoint whose bytes are sound."""
+    silence_import_warnings()
     from llmscale.run.deep_verify import plan_check  # noqa: PLC0415 -- loads Megatron too
     from llmscale.run.rank_team import RanksFailed  # noqa: PLC0415
 
@@ -101,9 +105,9 @@ def _deep_faults(found: Checkpoint, layout: list[str], own_layout: bool) -> list
         return [str(error)]
 
 
-def _find(target: Path) -> list[Checkpoint]:
+def _find(target: Path, root: Path) -> list[Checkpoint]:
     try:
-        found = locate(target)
+        found = locate(target if target.exists() or not (root / target).is_dir() else root / target)
     except CheckpointError as error:
         raise InputError([Problem("RUN|CHECKPOINT", target, str(error))]) from error
     # A single checkpoint is judged by the history of the run that it lies in, too.
@@ -120,7 +124,10 @@ def _row(found: Checkpoint) -> tuple[str | Text, ...]:
         return "", "", "", "", text
     layout = manifest.description.get("layout", "")
     if isinstance(layout, dict):
-        layout = " ".join(f"{key}={value}" for key, value in layout.items())
+        # What is on, and how wide: "tensor 2, sequence, data 4".
+        wide = {key: value for key, value in layout.items() if value not in (False, 1) or value is True}
+        parts = [key if value is True else f"{key} {value}" for key, value in wide.items()]
+        layout = ", ".join(parts) or "one rank"
     return decimal(manifest.byte_count), _age(manifest.saved_at), str(len(manifest.shards)), str(layout), text
 
 

@@ -1,9 +1,7 @@
 """`llmscale generate`: let a trained model write."""
 
-import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from llmscale.checkpoint.errors import CheckpointError
+from llmscale.commands.quiet import silence_import_warnings
 from llmscale.config.problems import InputError, Problem
 from llmscale.data.tokenizer import end_of_document_id, open_encoder
 from llmscale.run.target import Target, find_target
@@ -66,9 +65,7 @@ def generate(
     scribe = Scribe(found)
     batches = _batches(prompt, scribe)
     prepare_environment(found.ranks, found.config.cluster.threads)
-    # Megatron says of each library it can do without that it is missing.
-    warnings.filterwarnings("ignore", category=UserWarning)
-    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning"
+    silence_import_warnings()
     if found.ranks > 1:
         start_server(["llmscale.run.generate"])
     with console.status(f"loading {found.weights}"):
