@@ -35,6 +35,9 @@ def deepspeed_engine(
             config=deepspeed_config(config, world.layout.data, elements),
             mpu=None if world.layout.world_size == world.layout.data else ModelParallelUnit(world),
         )
+    # DeepSpeed would divide the gradient of the logits by its accumulation steps, which are 1: another copy
+    # of the largest tensor there is.
+    engine._backward_prologue_per_tensor = lambda gradient: gradient  # pyright: ignore[reportAttributeAccessIssue]
     if not config.has_partitions or (
         world.data_group.size() == 1 and isinstance(engine.optimizer, BF16_Optimizer)
     ):
