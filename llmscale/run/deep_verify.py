@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.manifest import JsonObject, Manifest
@@ -18,13 +17,10 @@ from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
 from llmscale.engine.fingerprint import KEY, SEED, TOLERANCES, Fingerprint, take_fingerprint
 from llmscale.engine.schedule import ScheduledChunk
-from llmscale.model.build import build_chunks
-from llmscale.model.weights import weights_to_fill
 from llmscale.objectives.causal_lm import CausalLM
-from llmscale.parallel.distributed import connect, disconnect, use_threads
+from llmscale.parallel.distributed import disconnect
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.parallel.layout import Layout
-from llmscale.parallel.world import World
+from llmscale.run.loaded_model import load_model
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import kill_ranks, start_server
@@ -127,15 +123,13 @@ def _parallel(layout: JsonValue) -> dict[str, JsonValue]:
 
 def fingerprint_on_rank(check: DeepCheck, environment: RankEnvironment) -> Fingerprint | None:
     """This rank's part in loading the weights and computing; the same on every rank."""
-    config, stored = check.config, check.stored
-    use_threads(config.cluster.threads, environment.local_world_size)
-    device = connect(environment)
-    world = World(Layout.of(config.parallel, environment.world_size), device)
-    with world.active():
-        chunks = build_chunks(config.model, config.train, stored.vocabulary_size, world)
-        with weights_to_fill(chunks) as pieces:
-            agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-            load_weights(check.folder, pieces, agreement)
+    stored = check.stored
+    chunks, world = load_model(
+        check.config,
+        stored.vocabulary_size,
+        environment,
+        lambda pieces, agreement: load_weights(check.folder, pieces, agreement),
+    )
     scheduled = [ScheduledChunk(chunk, chunk) for chunk in chunks]
     return take_fingerprint(scheduled, world, CausalLM(), stored.vocabulary_size, stored.sequence_length)
 

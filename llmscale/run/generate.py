@@ -7,18 +7,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.config.problems import InputError
 from llmscale.engine.generate import Generator, OnTokens
 from llmscale.engine.sampling import SamplingOptions
-from llmscale.model.build import build_chunks
-from llmscale.model.weights import weights_to_fill
-from llmscale.parallel.distributed import connect, disconnect, use_threads
+from llmscale.parallel.distributed import disconnect
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.parallel.layout import Layout
-from llmscale.parallel.world import World
+from llmscale.run.loaded_model import load_model
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.run.target import Target
 from llmscale.runtime.ranks import kill_ranks
@@ -60,15 +56,12 @@ def open_writer(target: Target) -> Iterator[Writer]:
 
 def load_generator(target: Target, environment: RankEnvironment) -> Generator:
     """This rank's part of the model, with its weights."""
-    config = target.config
-    use_threads(config.cluster.threads, environment.local_world_size)
-    device = connect(environment)
-    world = World(Layout.of(config.parallel, environment.world_size), device)
-    with world.active():
-        chunks = build_chunks(config.model, config.train, target.vocabulary_size, world)
-        with weights_to_fill(chunks) as pieces:
-            agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-            begin_from(target.weights, pieces, agreement)
+    chunks, world = load_model(
+        target.config,
+        target.vocabulary_size,
+        environment,
+        lambda pieces, agreement: begin_from(target.weights, pieces, agreement),
+    )
     return Generator(chunks, world)
 
 
