@@ -17,7 +17,7 @@ from llmscale.checkpoint.errors import DamagedCheckpoint
 from llmscale.checkpoint.huggingface_folder import HuggingFaceFolder, is_hugging_face_folder, open_folder
 from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.store import inspect, locate
-from llmscale.checkpoint.tensor_files import TensorFiles
+from llmscale.checkpoint.tensor_files import TensorFiles, verify_tensors
 from llmscale.config.problems import InputError, Problem
 from llmscale.model.regions import Piece
 
@@ -40,7 +40,10 @@ def begin_from(
     loaded = load_weights(path, [piece for piece in old if piece.data.numel()], agreement)
     manifest = inspect(loaded.path).manifest
     assert manifest is not None
+    grown = {piece.name for piece, stored in zip(pieces, old) if piece is not stored}
     with TensorFiles.of_checkpoint(loaded.path, manifest) as source:
+        # Their mean takes rows that this rank has not loaded, so not hashed either.
+        _attempt(agreement, lambda: verify_tensors(loaded.path, manifest, grown) if grown else None)
         _attempt(agreement, lambda: _fill_new_rows(source, pieces))
 
 
