@@ -4,6 +4,7 @@ What is written depends on the tensors alone, not on how the source stores them.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,7 @@ def _deal(shapes: Shapes, kind: str, max_file_bytes: int) -> list[File]:
 
 
 def _byte_count(shape: tuple[int, ...], kind: str) -> int:
-    count = DTYPE_BYTES[kind]
-    for size in shape:
-        count *= size
-    return count
+    return DTYPE_BYTES[kind] * math.prod(shape)
 
 
 def _header(names: Sequence[str], shapes: Shapes, kind: str) -> bytes:

@@ -4,6 +4,7 @@ Nothing of the folder is run or unpickled, its weights are not read here, and no
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,10 +49,7 @@ class FolderTensor:
 
     @property
     def byte_count(self) -> int:
-        count = DTYPE_BYTES[self.dtype]
-        for size in self.shape:
-            count *= size
-        return count
+        return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
     weights = (own if zero.stage == 3 else count.total) * width
     gradients = (count.total if zero.stage == 1 else own) * state_width
     optimizer = own * state_width * config.has_partitions + 2 * count.total * state_width // replicas
-    whole_gradient_kept = not config.has_partitions or (zero.stage == 1 and train.precision == "bf16")
+    has_no_bucket = not config.has_partitions or (zero.stage == 1 and train.precision == "bf16")
     host = 0
     if zero.offload.optimizer != "none":
         host, optimizer = (optimizer + own * state_width if zero.offload.optimizer == "cpu" else 0), 0
@@ -80,10 +80,10 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        buffers=0 if whole_gradient_kept else _buffers(config, count) * width,
+        buffers=0 if has_no_bucket else _buffers(config, count) * width,
         activations=activation_bytes(config, stage, width, logits),
         logits=logits,
-        step_copy=0 if whole_gradient_kept else own * state_width,
+        step_copy=0 if has_no_bucket else own * state_width,
         host=host,
     )
 

@@ -1,5 +1,6 @@
 """From a Hugging Face folder to a folder as a run of ours leaves it: config, tokenizer, one checkpoint."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Import:
 
     @property
     def byte_count(self) -> int:
-        return sum(4 * _volume(shape) for shape in self.shapes.values())
+        return sum(4 * math.prod(shape) for shape in self.shapes.values())
 
     def write(self, on_bytes: OnBytes) -> None:
         """Write the output folder, which appears whole or not at all.
@@ -81,10 +82,3 @@ def plan_import(folder: Path, output: Path, tokenizer: Path | None) -> Import:
 def _run_name(output: Path) -> str:
     kept = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in output.name)
     return kept.strip("-")[:128] or "imported"
-
-
-def _volume(shape: tuple[int, ...]) -> int:
-    volume = 1
-    for size in shape:
-        volume *= size
-    return volume
