@@ -103,9 +103,8 @@ def _expand_shorthands(tree: Tree) -> Tree:
     """`cluster: slurm` becomes `cluster: {kind: slurm}`, so that overrides and presets can go into it."""
     expanded = dict(tree)
     for name, section in _sections().items():
-        key = section.shorthand()
-        if key and isinstance(expanded.get(name), (str, int, float)):
-            expanded[name] = {key: expanded[name]}
+        if name in expanded:
+            expanded[name] = section.expand(expanded[name])
     return expanded
 
 
@@ -128,7 +127,11 @@ def _apply_override(tree: Tree, override: str) -> Problem | None:
     *parents, leaf = key.split(".")
     section = _sections().get(key)
     if section is not None and section.shorthand() and not isinstance(value, dict):
-        parents, leaf = [key], cast(str, section.shorthand())
+        expanded = section.expand(value)
+        if not isinstance(expanded, dict):
+            expanded = {section.shorthand(): value}
+        ((leaf, value),) = cast(Tree, expanded).items()
+        parents = [key]
     node = tree
     for part in parents:
         child = node.setdefault(part, {})
@@ -183,10 +186,10 @@ def _nearest_key(location: list[str]) -> str:
     siblings = _fields_at(Config, parents)
     close = difflib.get_close_matches(leaf, siblings, 1, 0.6)
     elsewhere = [".".join(path) for path in _all_keys(Config) if path[-1] == leaf]
-    if close:
-        return f"unknown key; did you mean {'.'.join([*parents, close[0]])}?"
     if elsewhere:
         return f"unknown key; did you mean {elsewhere[0]}?"
+    if close:
+        return f"unknown key; did you mean {'.'.join([*parents, close[0]])}?"
     return _nearest(leaf, siblings, "key")
 
 

@@ -8,29 +8,17 @@ What one section alone can tell is checked here; what takes two sections is a ru
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of the config file. `shorthand` names the key that a bare scalar sets (`cluster: slurm`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @classmethod
-    def shorthand(cls) -> str | None:
-        return None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_shorthand(cls, value: Any) -> Any:
-        key = cls.shorthand()
-        return {key: value} if key and isinstance(value, (str, int, float)) else value
+from llmscale.config.cluster import ClusterSection
+from llmscale.config.section import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Section,
+)
 
 
 class RunSection(Section):
@@ -253,22 +241,6 @@ class CheckpointSection(Section):
     """What a failed save does to training (the last save of a run always stops it)."""
 
 
-class ClusterSection(Section):
-    @classmethod
-    def shorthand(cls) -> str:
-        return "kind"
-
-    kind: Literal["local", "slurm", "ray"] = "local"
-    nodes: PositiveInt = 1
-    processes_per_node: PositiveInt = 1
-    max_restarts: NonNegativeInt = 3
-    """Restarts without a new checkpoint in between before the run is given up with exit code 3."""
-    backend: Literal["auto", "gloo", "nccl"] = "auto"
-    """Collectives. auto: nccl where there is a CUDA device, gloo else."""
-    threads: PositiveInt | None = None
-    """CPU threads a rank. Left out: the machine's cores divided by the ranks on it."""
-
-
 class LoggingSection(Section):
     every: PositiveInt = 1
     """Steps between lines in `metrics.jsonl`."""
@@ -294,6 +266,8 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     cluster: ClusterSection = ClusterSection()
     logging: LoggingSection = LoggingSection()
+    sweep: dict[str, list[Any]] = {}
+    """Keys with values to try, `{optimizer.lr: [1e-3, 3e-4]}`: `submit` makes a run of each combination."""
 
     @property
     def world_size(self) -> int:

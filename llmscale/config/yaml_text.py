@@ -22,10 +22,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """YAML 1.1's rules, without its words for booleans and with floats that need no dot."""
-    bool_tag, float_tag = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+    """YAML 1.1's rules, without its words for booleans and its base 60, and with floats that need no dot."""
+    bool_tag, float_tag, int_tag = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int"))
     rules = {
-        first: [(tag, pattern) for tag, pattern in found if tag not in (bool_tag, float_tag)]
+        first: [(tag, pattern) for tag, pattern in found if tag not in (bool_tag, float_tag, int_tag)]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     boolean = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -34,6 +34,10 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
         rf"^[-+]?(?:[0-9]+\.[0-9]*(?:{exponent})?|\.[0-9]+(?:{exponent})?|[0-9]+{exponent}|\.(?:inf|Inf|INF))$"
         r"|^\.(?:nan|NaN|NAN)$"
     )
+    # Without its base 60, in which a time limit of 1:30:00 is the number 5400.
+    integer = re.compile(r"^[-+]?(?:0b[0-1_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$")
+    for first in "-+0123456789":
+        rules.setdefault(first, []).insert(0, (int_tag, integer))
     for first in "tTfF":
         rules.setdefault(first, []).insert(0, (bool_tag, boolean))
     for first in "-+0123456789.":
