@@ -19,7 +19,8 @@ FLOORS: dict[str, float] = {
     "llmscale.config": 0,
     "llmscale.plan": 1,
     "llmscale.parallel": 1,
-    "llmscale_launcher": 1,
+    "llmscale.control": 1,
+    "llmscale_launcher": 1.5,
     "llmscale.model": 2,
     "llmscale.data": 2,
     "llmscale.objectives": 2.5,  # on the upper half of floor 2: what a model makes of a batch of data
