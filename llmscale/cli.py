@@ -25,6 +25,7 @@ COMMANDS = {
     "data": ("llmscale.commands.data:app", "Train a tokenizer, tokenize text, look at samples."),
     "checkpoint": ("llmscale.commands.checkpoint:app", "List, verify and exchange checkpoints."),
     "config": ("llmscale.commands.config:app", "The schema, and configs with everything filled in."),
+    "cluster": ("llmscale.commands.cluster:app", "What launchers start on the nodes of a job."),
     "doctor": ("llmscale.commands.doctor:doctor", "What is installed here, and which fast paths are on."),
 }
 """Name -> where the command is (a function, or a typer app of several), and a line of help."""

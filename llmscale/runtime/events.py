@@ -16,7 +16,23 @@ from llmscale.runtime.lines import append_line, read_lines
 
 FILE_NAME = "events.jsonl"
 
-Kind = Literal["started", "resumed", "saved", "validated", "preempted", "failed", "restarted", "finished"]
+Kind = Literal[
+    "submitted",
+    "requeued",
+    "preflight_failed",
+    "started",
+    "node_joined",
+    "node_lost",
+    "resumed",
+    "saved",
+    "validated",
+    "hanging",
+    "straggling",
+    "preempted",
+    "failed",
+    "restarted",
+    "finished",
+]
 
 
 @dataclass(frozen=True)
