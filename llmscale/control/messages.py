@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from llmscale.control.watchdog import Beat
+
 AgentState = Literal["idle", "open", "running", "failed", "done"]
 """idle: no ranks; open: no ranks, and the store of the generation listens; running: ranks are there; failed:
 a rank ended that should not have, and no ranks are left; done: all ranks of the node are done."""
@@ -51,21 +53,6 @@ def first_failure(failures: list[Failure]) -> Failure:
         failures,
         key=lambda failure: (not failure.silent, failure.silent and failure.kind == "exit", failure.time),
     )
-
-
-@dataclass(frozen=True)
-class Beat:
-    """How far a rank is."""
-
-    phase: str
-    """starting, training, validating, saving, leaving"""
-    step: int
-    count: int
-    """Rises with every sign of life: microbatches, blocks written."""
-    age_seconds: float
-    """Since the last sign, by the clock of the rank's own machine."""
-    lag_seconds: float = 0.0
-    """How much later than the first rank of its node it came to the last step's end."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +100,17 @@ class Report:
     examined: int = 0
     """Number of the examination that `evidence` answers."""
     evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something for `events.jsonl`, and for the terminal where `text` is set. An empty kind is for the
+    terminal alone."""
+
+    kind: str
+    step: int | None
+    details: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
 
 
 OrderKind = Literal["wait", "open", "run", "leave"]
