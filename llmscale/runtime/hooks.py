@@ -8,6 +8,8 @@ Only rank 0 needs hooks that write.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llmscale.control.watchdog import Phase
+
 
 @dataclass(frozen=True)
 class RunStart:
@@ -74,6 +76,9 @@ class Hook:
     def on_start(self, start: RunStart) -> None:
         """Before the first step."""
 
+    def on_phase(self, phase: Phase) -> None:
+        """When something other than the step before begins, and when steps go on."""
+
     def on_step(self, record: StepRecord) -> None:
         """After every optimizer step."""
 
@@ -96,6 +101,10 @@ class Hooks(Hook):
     def on_start(self, start: RunStart) -> None:
         for hook in self.hooks:
             hook.on_start(start)
+
+    def on_phase(self, phase: Phase) -> None:
+        for hook in self.hooks:
+            hook.on_phase(phase)
 
     def on_step(self, record: StepRecord) -> None:
         for hook in self.hooks:

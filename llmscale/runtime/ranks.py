@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from llmscale.runtime import stop_signal
+from llmscale.runtime.beats import beats_folder
 from llmscale.runtime.final import FinalFailure
 from llmscale.runtime.output import SERVER_LOG, write_to
+from llmscale.runtime.stacks import install_dump
 
 Entry = Callable[..., int]
 
@@ -147,6 +149,9 @@ def _rank_main(
     _die_with_agent()
     write_to(log)
     os.environ.update(variables)
+    beats = beats_folder()
+    if beats:
+        install_dump(beats, int(variables["RANK"]))
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     print(f"--- rank {variables.get('RANK', '?')} pid {os.getpid()} started {stamp} ---", flush=True)
     try:

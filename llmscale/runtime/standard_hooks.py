@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from llmscale.config.schema import Config
+from llmscale.runtime.beats import BeatWriter, beats_folder
 from llmscale.runtime.events import EventHook
 from llmscale.runtime.hooks import Hook, Hooks
 from llmscale.runtime.metrics import MetricsWriter
@@ -10,10 +11,12 @@ from llmscale.runtime.wandb_hook import WandbHook, wandb_mode
 
 
 def standard_hooks(config: Config, folder: Path, rank: int) -> Hooks:
-    """Metrics, events and wandb on rank 0; nothing on the others."""
+    """Beats for the agent, if it looks for them; metrics, events and wandb on rank 0."""
+    beats = beats_folder()
+    hooks: list[Hook] = [BeatWriter(beats, rank)] if beats else []
     if rank:
-        return Hooks([])
-    hooks: list[Hook] = [MetricsWriter(folder, config.logging.every), EventHook(folder)]
+        return Hooks(hooks)
+    hooks += [MetricsWriter(folder, config.logging.every), EventHook(folder)]
     mode = wandb_mode(config)
     if mode != "off":
         hooks.append(WandbHook(config, folder, mode))

@@ -85,6 +85,7 @@ class TrainingLoop:
                 and not preempted
             ):
                 self._save()
+                self.hooks.on_phase("training")
             self._report_saves()
         self._save_last()
         self.hooks.on_end(self.position.step, preempted)
@@ -136,6 +137,7 @@ class TrainingLoop:
         """Mean loss over the first `train.validation_batches` global batches of the validation data."""
         if self.validation is None:
             return
+        self.hooks.on_phase("validating")
         began = time.perf_counter()
         size = self.config.train.global_batch_size
         loss_sum, tokens = 0.0, 0
@@ -151,6 +153,7 @@ class TrainingLoop:
         self.meter.start()
 
     def _save(self) -> None:
+        self.hooks.on_phase("saving")
         found = self.engine.fingerprint()
         progress = {**self.position.as_progress(self.engine), fingerprint.KEY: found and found.as_json()}
         self.checkpointer.save(self.position.step, self.engine.pieces_to_save(), progress)
