@@ -29,18 +29,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "Python.h is missing, which DeepSpeed's operations include; on Debian and Ubuntu: apt-get install python3-dev" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[data,wandb,report,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[data,wandb,report,ray,dev]' -c constraints.txt
 	$(BIN)/python -m llmscale.run.build_ops
 	@touch $@
 
 demo: install  ## the whole path on real text, in minutes: tokenizer, corpus, training, resume, sample, report
 	$(BIN)/python -m llmscale.run.demo --minutes $(DEMO_MINUTES)
 
-test: install  ## every test that needs no GPU and no long matrix
-	$(BIN)/python -m pytest -m 'not soak and not gpu' $(PYTEST_OPTIONS)
+test: install  ## every test that needs no GPU, no cluster and no long matrix
+	$(BIN)/python -m pytest -m 'not soak and not gpu and not cluster' $(PYTEST_OPTIONS)
 
-test-cluster: install  ## tests against real SLURM and Ray daemons: none yet
-	@echo "test-cluster: llmscale does not hand jobs to SLURM or Ray yet, so there is nothing to test here."
+test-cluster: install  ## tests against a real SLURM and a real Ray of several nodes on this machine; as root
+	$(BIN)/python -m pytest -m 'cluster and not soak and not gpu' tests/cluster $(PYTEST_OPTIONS)
 
 bench: install  ## speed against transformers and this machine's own peak, then layouts; BENCH_OPTIONS=--quick for a try
 	$(BIN)/python -m bench.training $(BENCH_OPTIONS)

@@ -10,6 +10,7 @@ PROGRAMS = {
     "sbatch": "slurm-client",
     "munged": "munge",
     "ip": "iproute2",
+    "pgrep": "procps",
     "nsenter": "util-linux",
     "unshare": "util-linux",
 }
