@@ -17,8 +17,8 @@ EXIT_BAD_INPUT = 2
 COMMANDS = {
     "train": ("llmscale.commands.train:train", "Train here, in the foreground; resume where it was."),
     "status": ("llmscale.commands.status:status", "How runs stand: step, loss, speed, failures."),
-    "logs": ("llmscale.commands.status:logs", "What the ranks of a run have written."),
-    "cancel": ("llmscale.commands.status:cancel", "Ask a run to save and stop."),
+    "logs": ("llmscale.commands.logs:logs", "What the ranks of a run have written."),
+    "cancel": ("llmscale.commands.cancel:cancel", "Ask a run to save and stop."),
     "plan": ("llmscale.commands.plan:plan", "What a config needs: ranks, memory, tokens."),
     "report": ("llmscale.commands.report:report", "Curves and tables of runs as one HTML file and pictures."),
     "generate": ("llmscale.commands.generate:generate", "Let a trained model write."),

@@ -1,193 +1,191 @@
-"""`llmscale status`, `logs` and `cancel`: runs on this machine, told from their folders."""
+"""`llmscale status`: how runs stand, wherever they run."""
 
-import os
-import signal
+import json
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from llmscale.config.load import read_resolved
-from llmscale.config.problems import InputError, Problem
 from llmscale.run.committed import committed_step
+from llmscale.run.standing import LIVE, RunStatus, State, read_statuses
 from llmscale.runtime.describe import describe_event, duration, quantity
 from llmscale.runtime.events import Event, read_events
-from llmscale.runtime.metrics import last_metrics
-from llmscale.runtime.run_folder import find_run, read_agent, run_folders
-
-ENDINGS = {"finished": "done", "preempted": "saved, can go on", "failed": "failed"}
-CANCEL_SECONDS = 600.0
-FOLLOW_SECONDS = 0.3
+from llmscale.runtime.run_folder import find_run, run_folders
 
 Root = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")]
 
-
-@dataclass(frozen=True)
-class RunStatus:
-    """How a run stands."""
-
-    name: str
-    state: str
-    """`running`, `starting`, or how it ended."""
-    step: int
-    steps: int
-    saved: int | None
-    """Step of the newest committed checkpoint."""
-    metrics: dict[str, Any]
-    """The last line of `metrics.jsonl`; empty before the first step."""
-    restarts: int
-    """In the last start of the run."""
-    last_failure: Event | None
-
-
-def read_status(folder: Path) -> RunStatus:
-    """How the run in `folder` stands, from its files alone."""
-    config = read_resolved(folder / "config.yaml")
-    events = read_events(folder)
-    starts = [index for index, event in enumerate(events) if event.kind == "started"]
-    current = events[starts[-1] :] if starts else []
-    failures = [event for event in events if event.kind == "failed"]
-    agent = read_agent(folder)
-    metrics = last_metrics(folder) or {}
-    if agent and agent.is_alive():
-        state = "running" if metrics else "starting"
-    else:
-        endings = [ENDINGS[event.kind] for event in current if event.kind in ENDINGS]
-        state = endings[-1] if endings else "gone without a word"
-    return RunStatus(
-        name=folder.name,
-        state=state,
-        step=metrics.get("step", 0),
-        steps=min(config.train.steps, config.train.stop_at or config.train.steps),
-        saved=committed_step(folder),
-        metrics=metrics,
-        restarts=sum(event.kind == "restarted" for event in current),
-        last_failure=failures[-1] if failures else None,
-    )
+WORDS: dict[State, str] = {"saved": "saved, can go on", "gone": "gone without a word"}
+COLORS: dict[State, str] = {
+    "running": "green",
+    "done": "green",
+    "failed": "red",
+    "gone": "red",
+    "unknown": "yellow",
+    "cancelled": "yellow",
+}
+HEAD = ("run", "state", "step", "loss", "tokens/s", "time left", "saved", "restarts", "requeues", "reason")
+GAP = "  "
+WATCH_SECONDS = 2.0
+SHOWN_EVENTS = 12
+WIDEST_REASON = 72
 
 
 def status(
-    run: Annotated[str | None, typer.Argument(help="Name or folder of a run; all runs if left out.")] = None,
+    run: Annotated[str | None, typer.Argument(help="A run, a sweep or a pipeline; all if left out.")] = None,
     root: Root = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew until Ctrl-C.")] = False,
 ) -> None:
     """How runs stand: step, loss, speed, time left, restarts, last failure."""
+    if as_json:
+        typer.echo(json.dumps(_as_json(run, root), indent=1))
+        return
     console = Console()
+    if not watch:
+        console.print(_shown(run, root), soft_wrap=True)
+        return
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        while True:
+            live.update(_shown(run, root), refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+def _as_json(run: str | None, root: Path) -> Any:
+    folders = run_folders(root) if run is None else [find_run(run, root)]
+    documents = [as_document(found) for found in read_statuses(folders)]
+    if run is None:
+        return documents
+    events = [asdict(event) for event in read_events(folders[0])]
+    return {**documents[0], "saved": committed_step(folders[0]), "events": events}
+
+
+def as_document(found: RunStatus) -> dict[str, Any]:
+    """The status for programs; keys stay as they are from version to version."""
+    document = asdict(found)
+    return {**document, "folder": str(found.folder), "seconds_left": found.seconds_left}
+
+
+def _shown(run: str | None, root: Path) -> RenderableType:
     if run is not None:
-        _print_one(read_status(find_run(run, root)), console)
-        return
+        return _one(find_run(run, root))
     folders = run_folders(root)
-    if not folders:
-        console.print(f"no runs under {root}")
-        return
-    table = Table(
-        "run", "state", "step", "loss", "tokens/s", "time left", "saved", "restarts", box=None, pad_edge=False
-    )
-    for folder in folders:
-        found = read_status(folder)
-        cells = _cells(found)
-        saved = "-" if found.saved is None else str(found.saved)
-        table.add_row(found.name, found.state, *cells, saved, str(found.restarts))
-    console.print(table)
+    return _table(read_statuses(folders)) if folders else Text(f"no runs under {root}")
 
 
-def _cells(found: RunStatus) -> tuple[str, str, str, str]:
+def _table(found: Sequence[RunStatus]) -> Text:
+    """Columns as wide as what stands in them: rich's own table takes a second for a thousand rows."""
+    rows = [_row(run) for run in found]
+    widths = [max(len(cell) for cell in column) for column in zip(HEAD, *rows)]
+    lines = [Text(_line(HEAD, widths), style="bold")]
+    for run, row in zip(found, rows):
+        line = Text(_line(row, widths))
+        begin = widths[0] + len(GAP)
+        line.stylize(COLORS.get(run.state, ""), begin, begin + len(row[1]))
+        lines.append(line)
+    return Text("\n", no_wrap=True, overflow="ignore").join(lines)
+
+
+def _row(run: RunStatus) -> tuple[str, ...]:
+    saved = "-" if run.saved is None else str(run.saved)
+    restarts, requeues = str(run.restarts), str(run.requeues)
+    return (run.name, _word(run), *_numbers(run), saved, restarts, requeues, _why(run))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return GAP.join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip()
+
+
+def _word(found: RunStatus) -> str:
+    return WORDS.get(found.state, found.state)
+
+
+def _why(found: RunStatus) -> str:
+    """Why it waits or ended; for one that runs again, what it last failed of."""
+    if found.state == "done":
+        return ""
+    failure = found.last_failure
+    if failure is not None and found.state not in ("pending", "requeued", "cancelled"):
+        return first_line(describe_event("failed", failure.step, failure.details))
+    return first_line(found.reason or "")
+
+
+def first_line(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= WIDEST_REASON else line[: WIDEST_REASON - 1] + "…"
+
+
+def _numbers(found: RunStatus) -> tuple[str, str, str, str]:
     """Step, loss, speed and time left."""
     step, metrics = f"{found.step}/{found.steps}", found.metrics
     if not metrics:
         return step, "-", "-", "-"
-    left = duration((found.steps - found.step) * metrics["step_seconds"]) if found.state == "running" else "-"
+    left = "-" if found.seconds_left is None else duration(found.seconds_left)
     return step, f"{metrics['loss']:.4f}", quantity(metrics["tokens_per_second"]), left
 
 
-def _print_one(found: RunStatus, console: Console) -> None:
-    step, loss, speed, left = _cells(found)
+def _one(folder: Path) -> RenderableType:
+    """Everything about one run."""
+    found = read_statuses([folder])[0]
+    events = read_events(folder)
+    step, loss, speed, left = _numbers(found)
+    saved = committed_step(folder)
+    job = found.job
+    rows = {
+        "run": found.name,
+        "state": Text(_word(found), style=COLORS.get(found.state, "")),
+        "reason": found.reason if found.state != "failed" else None,
+        "job": f"{job.kind} {job.key}, submitted {_clock(job.submitted)}" if job else None,
+        "nodes": found.nodes,
+        "waits for": ", ".join(Path(run).name for run in found.depends_on) if found.state in LIVE else None,
+        "step": step,
+        "loss": loss,
+        "tokens/s": speed,
+        "time left": left,
+        "saved": "nothing yet" if saved is None else f"step {saved}",
+        "restarts": str(found.restarts),
+        "requeues": str(found.requeues),
+        "folder": str(found.folder),
+    }
     table = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("run", found.name),
-        ("state", found.state),
-        ("step", step),
-        ("loss", loss),
-        ("tokens/s", speed),
-        ("time left", left),
-        ("saved", "nothing yet" if found.saved is None else f"step {found.saved}"),
-        ("restarts", str(found.restarts)),
-    ):
-        table.add_row(name, value)
-    console.print(table)
-    failure = found.last_failure
-    if failure:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
-        console.print(
-            f"last failure ({when}): {describe_event('failed', failure.step, failure.details)}", markup=False
-        )
-        for line in failure.details.get("log_lines", []):
-            console.print(f"  | {line}", markup=False, highlight=False)
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value if isinstance(value, Text) else Text(value))
+    return Group(table, *_events(events), *_failure(found.last_failure))
 
 
-def logs(
-    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    rank: Annotated[int | None, typer.Option(help="Only this rank; all if left out.")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="Last lines of each rank.")] = 20,
-    root: Root = Path("runs"),
-) -> None:
-    """What the ranks of a run have written."""
-    folder = find_run(run, root)
-    pattern = "rank-*.log" if rank is None else f"rank-{rank}.log"
-    files = sorted((folder / "logs").glob(pattern), key=lambda path: int(path.stem.partition("-")[2]))
-    if not files:
-        raise InputError([Problem("RUN", run, f"{folder / 'logs'} has no {pattern} yet")])
-    offsets: dict[Path, int] = {}
-    for path in files:
-        with path.open("rb") as file:
-            for line in deque(file, maxlen=lines):
-                _print_line(path, line)
-            offsets[path] = file.tell()
-    while follow:
-        agent = read_agent(folder)
-        alive = agent is not None and agent.is_alive()
-        for path in files:
-            offsets[path] = _print_from(path, offsets[path])
-        if not alive:
-            return
-        time.sleep(FOLLOW_SECONDS)
+def _events(events: list[Event]) -> list[RenderableType]:
+    if not events:
+        return []
+    lines: list[RenderableType] = [Text("last events", style="bold")]
+    for event in events[-SHOWN_EVENTS:]:
+        lines.append(Text(f"  {_clock(event.time)}  {describe_event(event.kind, event.step, event.details)}"))
+        if event.kind in ("hanging", "straggling"):
+            lines += [Text(f"    | {line}") for line in stack_lines(event.details)]
+    return lines
 
 
-def _print_from(path: Path, offset: int) -> int:
-    with path.open("rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            _print_line(path, line)
-            offset += len(line)
-    return offset
+def stack_lines(details: dict[str, Any]) -> list[str]:
+    """The Python stack that a report of the watchdog carries, however it came."""
+    stack = details.get("stack") or ()
+    return stack.splitlines() if isinstance(stack, str) else [str(line).rstrip() for line in stack]
 
 
-def _print_line(path: Path, line: bytes) -> None:
-    typer.echo(f"[{path.stem.removeprefix('rank-')}] {line.decode(errors='replace').rstrip()}")
+def _failure(failure: Event | None) -> list[RenderableType]:
+    if failure is None:
+        return []
+    head = f"last failure ({_clock(failure.time)}): "
+    lines: list[RenderableType] = [
+        Text(head + describe_event("failed", failure.step, failure.details), style="bold")
+    ]
+    return lines + [Text(f"  | {line}") for line in failure.details.get("log_lines", [])]
 
 
-def cancel(
-    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
-    root: Root = Path("runs"),
-) -> None:
-    """Ask a run to save and stop, and wait until it has."""
-    folder = find_run(run, root)
-    agent = read_agent(folder)
-    if agent is None or not agent.is_alive():
-        where = f" (it was started on {agent.host})" if agent else ""
-        raise InputError([Problem("RUN", run, f"does not run on this machine{where}")])
-    os.kill(agent.pid, signal.SIGTERM)
-    deadline = time.monotonic() + CANCEL_SECONDS
-    while agent.is_alive():
-        if time.monotonic() > deadline:
-            typer.echo(f"{folder.name} was asked to stop and still runs (process {agent.pid})", err=True)
-            raise typer.Exit(1)
-        time.sleep(FOLLOW_SECONDS)
-    typer.echo(f"{folder.name} stopped; newest checkpoint: step {committed_step(folder)}")
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

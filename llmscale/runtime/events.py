@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, ValidationRecord
-from llmscale.runtime.lines import append_line, read_lines
+from llmscale.runtime.lines import append_line, is_whole, read_lines
 
 FILE_NAME = "events.jsonl"
+RECENT_BYTES = 2**18
+FREQUENT = (b'{"event": "saved"', b'{"event": "validated"')
+"""How lines begin that there is one of for each save or validation."""
 
 Kind = Literal[
     "submitted",
@@ -63,6 +66,26 @@ def read_events(run_folder: Path) -> list[Event]:
     for line in read_lines(run_folder / FILE_NAME):
         details = json.loads(line)
         events.append(Event(details.pop("event"), details.pop("time"), details.pop("step"), details))
+    return events
+
+
+def newest_events(run_folder: Path, most_bytes: int = RECENT_BYTES) -> list[Event]:
+    """What of a run's events lies in the end of the file, oldest first, without `saved` and `validated`.
+
+    Long runs are mostly those two; whoever looks at a thousand runs has no time for them.
+    """
+    path = run_folder / FILE_NAME
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - most_bytes))
+        lines = file.read().splitlines(keepends=True)
+    events: list[Event] = []
+    for line in lines:
+        if not line.startswith(FREQUENT) and is_whole(line):
+            details = json.loads(line)
+            events.append(Event(details.pop("event"), details.pop("time"), details.pop("step"), details))
     return events
 
 

@@ -165,7 +165,7 @@ def test_cancel_stops_the_agent_and_no_other_process(repository: Path, tmp_path:
     agent = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert agent.stdout is not None and agent.stdout.readline() == "held\n"
-        assert "running" in llmscale(repository, "status", "first", "--root", tmp_path).stdout
+        assert "starting" in llmscale(repository, "status", "first", "--root", tmp_path).stdout
         assert llmscale(repository, "cancel", "first", "--root", tmp_path).returncode == 0
         assert agent.wait(10) is not None
     finally:
