@@ -101,7 +101,7 @@ def _waiting_place(one: Evidence) -> Place | None:
     if inside == len(frames) or not (inside or _WAITS.search(frames[0]["text"])):
         return None
     caller = frames[inside]
-    called = frames[inside - 1]["function"] if inside else "wait"
+    called = frames[0]["function"] if inside else "wait"
     return called, f"{caller['file']}:{caller['line']}"
 
 
