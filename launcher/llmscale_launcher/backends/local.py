@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
-from llmscale_launcher.backends.base import JobRequest, SubmitError
+from llmscale_launcher.backends.base import Earlier, JobRequest, SubmitError
 from llmscale_launcher.job import JobRecord, JobState, write_whole
 
 SCRIPT_NAME = "job.sh"
@@ -43,7 +42,8 @@ class LocalBackend:
             [
                 "#!/bin/bash",
                 "# Made by `llmscale submit`: what runs in the background.",
-                f"export PYTHONPATH={shlex.quote(str(request.code))}",
+                # The snapshot comes before the folder that the job works in, which may be a checkout.
+                f"export PYTHONPATH={shlex.quote(str(request.code))} PYTHONSAFEPATH=1",
                 *environment,
                 *cluster.setup,
                 f"exec {shlex.join(command)}",
@@ -60,21 +60,25 @@ class LocalBackend:
             with log.open("ab") as output:
                 process = subprocess.Popen(
                     ["/bin/bash", str(script)],
-                    cwd=Path.cwd(),
+                    cwd=request.directory,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            created = psutil.Process(process.pid).create_time()
+            return self.record(process.pid, request.after)
         except (OSError, psutil.NoSuchProcess) as error:
             raise SubmitError(f"{script} did not start: {error}") from error
+
+    def record(self, pid: int, after: Sequence[Earlier]) -> JobRecord:
+        """The job whose supervisor is the process `pid` of this machine."""
+        created = psutil.Process(pid).create_time()
         return JobRecord(
             kind="local",
-            id=f"{process.pid}@{created:.2f}@{socket.gethostname()}",
+            id=f"{pid}@{created:.2f}@{socket.gethostname()}",
             array_index=None,
             submitted=time.time(),
-            depends_on=[str(earlier.folder) for earlier in request.after],
+            depends_on=[str(earlier.folder) for earlier in after],
         )
 
     def states(self, records: Sequence[JobRecord]) -> dict[str, JobState]:
