@@ -15,7 +15,7 @@ import psutil
 from tests.cluster.slurm.packages import search_path
 
 INIT = Path(__file__).with_name("machine.sh")
-NAMESPACES = ("--net", "--uts", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
+NAMESPACES = ("--net", "--uts", "--mount", "--pid")
 FREE_OF_SLURM = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
 
 
@@ -32,7 +32,8 @@ class Machine:
         self.name = name
         self.folder = folder
         self.output = folder / "logs" / f"{name}.machine.log"
-        command = ["unshare", *_user_namespace(within), *NAMESPACES, str(INIT), name, str(folder), *disks]
+        first_process = ["--fork", "--kill-child=KILL", "--mount-proc", str(INIT), name, str(folder), *disks]
+        command = ["unshare", *_user_namespace(within), *NAMESPACES, *first_process]
         with self.output.open("a") as errors:
             self.process = subprocess.Popen(
                 within.entering(command) if within else command,
@@ -54,7 +55,9 @@ class Machine:
 
     def entering(self, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` on this machine."""
-        return ["nsenter", f"--target={self.first_pid}", "--all", "env", f"--chdir={Path.cwd()}", *command]
+        user = () if os.geteuid() == 0 else ("--user",)
+        enter = ["nsenter", f"--target={self.first_pid}", *user, *NAMESPACES]
+        return [*enter, "env", f"--chdir={Path.cwd()}", *command]
 
     def start(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, **options: object
