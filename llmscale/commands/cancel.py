@@ -13,8 +13,9 @@ from llmscale_launcher.backends.table import backend
 from llmscale.config.problems import InputError, Problem
 from llmscale.run.committed import committed_step
 from llmscale.run.endings import CANCELLED_NAME
+from llmscale.run.groups import find_group
 from llmscale.run.standing import LIVE, RunStatus, read_statuses
-from llmscale.runtime.run_folder import find_run, read_agent
+from llmscale.runtime.run_folder import read_agent
 
 CANCEL_SECONDS = 600.0
 ASK_SECONDS = 0.5
@@ -28,7 +29,8 @@ def cancel(
     ] = CANCEL_SECONDS,
 ) -> None:
     """Ask a run to save and stop, and not to be requeued; wait until it has. What waits never starts."""
-    folders = [find_run(run, root)]
+    group = find_group(run, root)
+    folders = group.folders
     live = [found for found in read_statuses(folders) if found.state in LIVE]
     if not live:
         raise InputError([Problem("RUN", run, f"does not run: {_how(read_statuses(folders)[0])}")])

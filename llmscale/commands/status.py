@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llmscale.run.committed import committed_step
+from llmscale.run.groups import RunGroup, all_groups, find_group
 from llmscale.run.standing import LIVE, RunStatus, State, read_statuses
 from llmscale.runtime.describe import describe_event, duration, quantity
 from llmscale.runtime.events import Event, read_events
-from llmscale.runtime.run_folder import find_run, run_folders
 
 Root = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")]
 
@@ -58,44 +60,65 @@ def status(
 
 
 def _as_json(run: str | None, root: Path) -> Any:
-    folders = run_folders(root) if run is None else [find_run(run, root)]
-    documents = [as_document(found) for found in read_statuses(folders)]
     if run is None:
-        return documents
-    events = [asdict(event) for event in read_events(folders[0])]
-    return {**documents[0], "saved": committed_step(folders[0]), "events": events}
+        return _documents(all_groups(root))
+    group = find_group(run, root)
+    if group.kind != "run":
+        return _documents([group])
+    events = [asdict(event) for event in read_events(group.folders[0])]
+    saved = committed_step(group.folders[0])
+    return {**_documents([group])[0], "saved": saved, "events": events}
 
 
-def as_document(found: RunStatus) -> dict[str, Any]:
+def _documents(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
     """The status for programs; keys stay as they are from version to version."""
-    document = asdict(found)
-    return {**document, "folder": str(found.folder), "seconds_left": found.seconds_left}
+    found = iter(read_statuses([folder for group in groups for folder in group.folders]))
+    documents: list[dict[str, Any]] = []
+    for group in groups:
+        for member, run in zip(group.members, found):
+            document = {**asdict(run), "folder": str(run.folder), "seconds_left": run.seconds_left}
+            belongs = None if group.kind == "run" else {"kind": group.kind, "name": group.name}
+            documents.append({**document, "group": belongs, "note": member.note})
+    return documents
 
 
 def _shown(run: str | None, root: Path) -> RenderableType:
-    if run is not None:
-        return _one(find_run(run, root))
-    folders = run_folders(root)
-    return _table(read_statuses(folders)) if folders else Text(f"no runs under {root}")
+    groups = all_groups(root) if run is None else [find_group(run, root)]
+    if run is not None and groups[0].kind == "run":
+        return _one(groups[0].folders[0])
+    return _table(groups) if groups else Text(f"no runs under {root}")
 
 
-def _table(found: Sequence[RunStatus]) -> Text:
+def _table(groups: Sequence[RunGroup]) -> Text:
     """Columns as wide as what stands in them: rich's own table takes a second for a thousand rows."""
-    rows = [_row(run) for run in found]
-    widths = [max(len(cell) for cell in column) for column in zip(HEAD, *rows)]
-    lines = [Text(_line(HEAD, widths), style="bold")]
-    for run, row in zip(found, rows):
-        line = Text(_line(row, widths))
-        begin = widths[0] + len(GAP)
-        line.stylize(COLORS.get(run.state, ""), begin, begin + len(row[1]))
-        lines.append(line)
+    found = iter(read_statuses([folder for group in groups for folder in group.folders]))
+    rows: list[tuple[str, ...]] = [HEAD]
+    styles = ["bold"]
+    for group in groups:
+        runs = list(islice(found, len(group.members)))
+        if group.kind != "run":
+            rows.append((group.name, f"{group.kind}: {count_states(runs)}"))
+            styles.append("bold")
+        for member, run in zip(group.members, runs):
+            rows.append(_row(run, "" if group.kind == "run" else "  ", member.note))
+            styles.append(COLORS.get(run.state, ""))
+    # What says how a whole group stands runs on over the columns.
+    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) == len(HEAD)))]
+    lines = [Text(_line(row, widths), style=style) for row, style in zip(rows, styles)]
     return Text("\n", no_wrap=True, overflow="ignore").join(lines)
 
 
-def _row(run: RunStatus) -> tuple[str, ...]:
+def count_states(runs: Sequence[RunStatus]) -> str:
+    """`3 done, 2 running`, the most frequent first."""
+    counts = Counter(_word(run) for run in runs).most_common()
+    return ", ".join(f"{count} {word}" for word, count in counts)
+
+
+def _row(run: RunStatus, indent: str, note: str) -> tuple[str, ...]:
     saved = "-" if run.saved is None else str(run.saved)
     restarts, requeues = str(run.restarts), str(run.requeues)
-    return (run.name, _word(run), *_numbers(run), saved, restarts, requeues, _why(run))
+    name = indent + (f"{run.name} ({note})" if note else run.name)
+    return (name, _word(run), *_numbers(run), saved, restarts, requeues, _why(run))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
