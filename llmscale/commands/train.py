@@ -6,15 +6,13 @@ from typing import Annotated
 import typer
 
 from llmscale.config.load import load_config
-from llmscale.config.problems import InputError
+from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
-from llmscale.data.checks import check_data
-from llmscale.run.beginnings import check_init_from
-from llmscale.run.committed import committed_step
+from llmscale.run.admission import check_run
 from llmscale.run.entry import task_module
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
-from llmscale.runtime.run_folder import check_folder, check_resume, locked, write_config
+from llmscale.runtime.run_folder import locked, write_config
 
 
 def train(
@@ -37,14 +35,13 @@ def run_training(config: Config) -> int:
         InputError: with every problem, before any rank starts.
     """
     folder = config.run_folder
-    problems = check_data(config) + check_folder(folder)
-    committed = committed_step(folder)
-    problems += check_resume(config, folder, committed)
-    if committed is None or config.checkpoint.resume == "never":
-        problems += check_init_from(config)
+    problems = check_run(config)
+    if config.sweep:
+        message = "is several runs, and `train` is one: `llmscale submit` starts them all"
+        problems.append(Problem("sweep", ", ".join(config.sweep), message))
     if problems:
         raise InputError(problems)
-    with locked(folder, config.cluster.nodes):
+    with locked(folder):
         write_config(config, folder)
         prepare_environment(config.cluster.processes_per_node, config.cluster.threads)
         # The server imports torch and all else that ranks need while this process imports torch too.

@@ -81,6 +81,8 @@ class Coordinator:
         self.agents: dict[str, Seen] = {}
         self.orders: dict[str, Order] = {}
         self.order_number = 0
+        self.step = self.committed or 0
+        """The furthest step that a rank of this generation has told of."""
         self.generation = 0
         self.members: list[str] = []
         self.failures: list[Failure] = []
@@ -105,9 +107,17 @@ class Coordinator:
             self._tell("node_joined", f"{report.host} has joined", host=report.host)
         self.agents[report.agent] = Seen(report, now)
         self.orders.setdefault(report.agent, self._order("wait"))
-        if report.signal and self.stop is None:
-            self.stop = report.signal
-            self._say(f"{report.signal}: saving after this step")
+        if report.generation == self.generation:
+            self.step = max([self.step, *(beat.step for beat in report.beats.values())])
+        if report.signal:
+            self.ask_to_stop(report.signal)
+
+    def ask_to_stop(self, signal_name: str) -> None:
+        """Have all ranks save and leave."""
+        if self.stop is None:
+            self.stop = signal_name
+            again = "; Ctrl-C again ends it at once" if signal_name == "SIGINT" else ""
+            self._say(f"{signal_name}: saving after this step{again}")
 
     def tick(self, now: float) -> None:
         """Go on as far as possible."""
@@ -132,12 +142,6 @@ class Coordinator:
         """What happened since the last call."""
         taken, self.happenings = self.happenings, []
         return taken
-
-    @property
-    def step(self) -> int:
-        """The furthest step that a rank of this generation has told of."""
-        beats = [beat.step for seen in self._present() for beat in seen.report.beats.values()]
-        return max(beats, default=self.committed or 0)
 
     # The phases.
 
@@ -171,6 +175,7 @@ class Coordinator:
     def _open(self, members: list[str], now: float) -> None:
         self.generation += 1
         self.committed = self.committed_step()
+        self.step = self.committed or 0
         self.members = members
         self.failures = []
         self.saving = self.growing = False
@@ -248,7 +253,7 @@ class Coordinator:
             host=failure.host,
             pid=failure.pid,
             cause=failure.cause,
-            class_=failure.kind,
+            failure=failure.kind,
             log_lines=failure.log_lines,
         )
         if (self.committed or 0) > (self.committed_before or 0):
@@ -396,8 +401,7 @@ class Coordinator:
     # Words.
 
     def _tell(self, kind: str, text: str = "", step: int | None = None, **details: Any) -> None:
-        fields = {name.rstrip("_"): value for name, value in details.items()}
-        self.happenings.append(Happening(kind, self.step if step is None else step, fields, text))
+        self.happenings.append(Happening(kind, self.step if step is None else step, details, text))
 
     def _say(self, text: str) -> None:
         self.happenings.append(Happening("", None, {}, text))

@@ -38,7 +38,7 @@ class Ranks(Protocol):
         ...
 
     def beats(self) -> dict[int, Beat]:
-        """How far each rank is."""
+        """How far each rank is, or was when it ended."""
         ...
 
     def examine(self) -> None:
@@ -61,6 +61,7 @@ class NodeAgent:
         index: int,
         ranks: Ranks,
         fence_seconds: float,
+        join_seconds: float,
         abandon_seconds: float,
         now: float,
     ) -> None:
@@ -70,7 +71,8 @@ class NodeAgent:
             address: where ranks of other nodes reach this node.
             index: the node's place, as the scheduler numbers them.
             fence_seconds: without an order for this long, the ranks are ended.
-            abandon_seconds: without an order for this long, the agent leaves with 75.
+            join_seconds: how long to wait for the first order.
+            abandon_seconds: without a further order for this long, the agent leaves with 75.
         """
         self.name = name
         self.host = host
@@ -78,6 +80,7 @@ class NodeAgent:
         self.index = index
         self.ranks = ranks
         self.fence_seconds = fence_seconds
+        self.join_seconds = join_seconds
         self.abandon_seconds = abandon_seconds
         self.lease = now
         self.sent: dict[int, float] = {}
@@ -106,7 +109,6 @@ class NodeAgent:
         """Everything there is to say; `now` is when it is sent."""
         self.number += 1
         self.sent[self.number] = now
-        running = self.state == "running"
         return Report(
             agent=self.name,
             host=self.host,
@@ -121,7 +123,7 @@ class NodeAgent:
             failure=self.failure,
             codes=self.codes,
             signal=self.signal,
-            beats=self.ranks.beats() if running else {},
+            beats=self.ranks.beats() if self.state in ("running", "failed", "done") else {},
             examined=self.examined,
             evidence=self.evidence,
         )
@@ -159,7 +161,7 @@ class NodeAgent:
         if silence > self.fence_seconds and self.state in ("running", "open"):
             cause = f"{self.host} heard nothing from the coordinator for {silence:.0f} s"
             self._fail(Failure(self._first_rank, self.host, 0, cause, None, "", (), "node lost"))
-        if silence > self.abandon_seconds:
+        if silence > (self.abandon_seconds if self.order else self.join_seconds):
             self._leave(EXIT_SAVED, f"no coordinator for {silence:.0f} s")
 
     def _open(self, order: Order) -> None:

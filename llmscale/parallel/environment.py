@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,26 +50,63 @@ class RankEnvironment:
 
 @dataclass(frozen=True)
 class NodeEnvironment:
-    """Where an agent finds the agents of the other nodes."""
+    """One agent's place among the nodes of a job, and where it finds the others."""
 
-    endpoint: str
-    """host:port of the rendezvous, on the first node."""
+    index: int
+    """The node's place, as the scheduler numbers them."""
+    nodes: int
+    """Nodes of the job."""
+    host: str
+    """Where the coordinator listens."""
+    ports: tuple[int, ...]
+    """At which ports it may be found."""
+    has_coordinator: bool
+    """Whether this node's agent has the coordinator in its own process."""
     job: str
     """What the agents of one job, and of no other, have in common."""
 
     @classmethod
     def from_variables(cls, variables: Mapping[str, str] = os.environ) -> "NodeEnvironment":
-        """`LLMSCALE_RENDEZVOUS` (host:port), else MASTER_ADDR and MASTER_PORT, else SLURM's first node.
+        """From `LLMSCALE_*`, else MASTER_ADDR and MASTER_PORT, else SLURM's variables.
+
+        `LLMSCALE_COORDINATOR` (host:port) is a coordinator in a process of its own, `LLMSCALE_RENDEZVOUS`
+        (host:port) one in the first node's agent; `LLMSCALE_NODE`, `LLMSCALE_NODES` and `LLMSCALE_JOB` say who
+        this is.
 
         Raises:
-            ValueError: none of them says where the first node is.
+            ValueError: there are several nodes, and nothing says where the first is.
         """
-        host = variables.get("MASTER_ADDR") or _first_slurm_host(variables)
-        port = variables.get("MASTER_PORT") or str(_port_of_job(variables.get("SLURM_JOB_ID")))
-        endpoint = variables.get("LLMSCALE_RENDEZVOUS") or (f"{host}:{port}" if host else None)
-        if endpoint is None:
-            raise ValueError("set LLMSCALE_RENDEZVOUS=HOST:PORT (of the first node), or start through SLURM")
-        return cls(endpoint, variables.get("SLURM_JOB_ID", "llmscale"))
+        index = _number(variables, ("LLMSCALE_NODE", "SLURM_NODEID", "GROUP_RANK"), 0)
+        nodes = _number(variables, ("LLMSCALE_NODES", "SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES"), 1)
+        job = variables.get("LLMSCALE_JOB") or variables.get("SLURM_JOB_ID") or "local"
+        apart = variables.get("LLMSCALE_COORDINATOR")
+        endpoint = apart or variables.get("LLMSCALE_RENDEZVOUS")
+        if endpoint is None and variables.get("MASTER_ADDR"):
+            endpoint = f"{variables['MASTER_ADDR']}:{variables.get('MASTER_PORT', FIRST_PORT)}"
+        if endpoint is not None:
+            host, _, port = endpoint.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"{endpoint!r} is not HOST:PORT")
+            ports = (int(port),)
+        else:
+            host, ports = _first_slurm_host(variables) or "", ports_of_job(job)
+            if nodes > 1 and not host:
+                raise ValueError(
+                    "set LLMSCALE_RENDEZVOUS=HOST:PORT (of the first node), or start through SLURM"
+                )
+        return cls(index, nodes, host or "127.0.0.1", ports, apart is None and index == 0, job)
+
+
+FIRST_PORT = 20000
+PORTS_A_JOB = 16
+
+
+def ports_of_job(job: str) -> tuple[int, ...]:
+    """Ports that all nodes of a job agree on without asking, below the ephemeral range. Jobs whose ids follow
+    each other get others, and of one job's the first that is free is taken."""
+    number = int(job) if job.isdigit() else zlib.crc32(job.encode())
+    first = FIRST_PORT + number * PORTS_A_JOB % 10000
+    return tuple(range(first, first + PORTS_A_JOB))
 
 
 def _number(variables: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
@@ -89,8 +127,3 @@ def _first_slurm_host(variables: Mapping[str, str]) -> str | None:
         return None
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", hosts)
     return match.group(1) + (match.group(2) or "") if match else None
-
-
-def _port_of_job(job: str | None) -> int:
-    """A port that all nodes of a job agree on without asking, outside the ephemeral range."""
-    return 20000 + int(job) % 10000 if job and job.isdigit() else 29400

@@ -9,6 +9,7 @@ from llmscale.config.load import read_resolved
 from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
 from llmscale.parallel.environment import RankEnvironment
+from llmscale.run.elastic import with_nodes
 
 Task = Callable[[Config, RankEnvironment], int]
 
@@ -20,9 +21,11 @@ EXIT_BAD_INPUT = 2
 
 def main(run_folder: Path) -> int:
     """Run the task of `run_folder/config.yaml` on this rank; returns its exit code, 2 for bad input."""
-    config = read_resolved(run_folder / "config.yaml")
+    environment = RankEnvironment.from_variables()
+    # With elasticity there may be fewer nodes than the config asks for.
+    config = with_nodes(read_resolved(run_folder / "config.yaml"), environment.nodes)
     try:
-        return load_task(config.task)(config, RankEnvironment.from_variables())
+        return load_task(config.task)(config, environment)
     except InputError as error:
         # A restart would find the same: a verdict, not a crash.
         for problem in error.problems:

@@ -1,41 +1,40 @@
-"""One agent a node: starts the ranks, watches them, starts them again, and says how it ended.
+"""One agent a node: carries out the coordinator's orders on this node's ranks, and says how it all ended.
 
-torch's elastic agent brings the meeting of the nodes and the loop around it. Torch's own local agent
-turns every exit code into 1, waits half a minute for ranks that it asks to go and leaves orphans when a
-scheduler signals it; so the four methods that deal with processes are ours.
+The first node's agent has the coordinator in its own process, so that a run on one machine is one process
+that starts ranks; agents of other nodes reach it through a `Link`. Who decides what is in
+`llmscale.control`; here are the clock, the signals and the loop.
 """
 
 import os
+import secrets
 import signal
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from torch.distributed.elastic.agent.server.api import (
-    RunResult,
-    SimpleElasticAgent,
-    WorkerGroup,
-    WorkerSpec,
-    WorkerState,
-)
-
+from llmscale.control.coordinator import EXIT_DONE, EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_SAVED, Policy
+from llmscale.control.messages import decode_order, encode
+from llmscale.control.node import NodeAgent
 from llmscale.parallel.environment import NodeEnvironment
+from llmscale.runtime.coordination import Coordination
 from llmscale.runtime.events import EventLog
-from llmscale.runtime.failure import Failure, find_failure
-from llmscale.runtime.metrics import last_metrics
-from llmscale.runtime.ranks import Entry, RankProcess, join_ranks, kill_ranks, start_rank
-from llmscale.runtime.rendezvous import LOOPBACK, LoopbackRendezvous, between_nodes, loopback_interface
-from llmscale.runtime.stop_signal import EXIT_SAVED, SIGNALS
+from llmscale.runtime.link import Link, LinkServer, read_token
+from llmscale.runtime.local_ranks import LocalRanks
+from llmscale.runtime.ranks import Entry, warm_up
+from llmscale.runtime.rendezvous import LOOPBACK, listening_address, own_address
+from llmscale.runtime.stop_signal import SIGNALS
+from llmscale.runtime.watcher import Watcher
 
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_NO_PROGRESS = 3
+__all__ = ["EXIT_DONE", "EXIT_FAILED", "EXIT_NO_PROGRESS", "EXIT_SAVED", "Agent", "Job", "Watcher"]
 
 POLL_SECONDS = 0.05
-LEAVE_SECONDS = 30.0
-"""How long a rank that is done may take to close its connections."""
+REPORT_SECONDS = 0.25
+"""Longest time between two reports over a link; what changes is told at once."""
+ABANDON_SECONDS = 60.0
+"""How long to look for a coordinator that was there before."""
 
 
 @dataclass(frozen=True)
@@ -47,56 +46,26 @@ class Job:
     """Called in every rank with `arguments`; returns 0 (done), 75 (saved) or a final verdict (1, 2, 3).
     Must be importable by name."""
     arguments: tuple[object, ...]
-    processes: int
-    """Ranks on this node."""
+    policy: Policy
     committed_step: Callable[[], int | None]
     """Step of the newest committed checkpoint: what counts as progress."""
-    nodes: int = 1
-    max_restarts: int = 3
-    """Restarts in a row without a newer committed checkpoint."""
-
-
-class Watcher:
-    """Hears from the agent while it works; the terminal's progress display is one."""
-
-    def poll(self) -> None:
-        """Called several times a second."""
-
-    def say(self, text: str) -> None:
-        """Something that a person should read."""
+    interface: str | None = None
+    """Network interface between the nodes; None: the one that leads to the first node."""
 
 
 class _Interrupted(Exception):
     """A second Ctrl-C."""
 
 
-class Agent(SimpleElasticAgent):
+class Agent:
     """Runs a `Job` on this node; `exit_code = Agent(job, watcher).run_job()`."""
 
-    def __init__(self, job: Job, watcher: Watcher) -> None:
-        if job.nodes == 1:
-            handler = LoopbackRendezvous()
-        else:
-            handler = between_nodes(NodeEnvironment.from_variables(), job.nodes)
-        super().__init__(
-            WorkerSpec(
-                role="rank",
-                local_world_size=job.processes,
-                rdzv_handler=handler,
-                entrypoint=job.entry,
-                max_restarts=job.max_restarts,
-                monitor_interval=POLL_SECONDS,
-            )
-        )
+    def __init__(self, job: Job, watcher: Watcher, environment: NodeEnvironment | None = None) -> None:
+        """`environment`: this node's place among several; None: there is one."""
         self.job = job
         self.watcher = watcher
-        self.events = EventLog(job.run_folder)
-        self.ranks: list[RankProcess] = []
-        self.starts = 0
-        self.failure: Failure | None = None
-        self.committed_before: int | None = None
-        self.stop_signal: signal.Signals | None = None
-        self.asked_to_stop: set[int] = set()
+        self.environment = environment
+        self.signals: list[signal.Signals] = []
 
     def run_job(self) -> int:
         """Run to the end; returns the exit code of section "Exit codes". Main thread only."""
@@ -106,131 +75,104 @@ class Agent(SimpleElasticAgent):
             if signal.getsignal(number) != signal.SIG_IGN
         }
         try:
-            step = self.committed_before = self.job.committed_step()
-            self.events.write("started", step or 0, pid=os.getpid(), processes=self.job.processes)
-            result: RunResult = self.run()  # pyright: ignore[reportAssignmentType] -- torch's @prof hides the type
-            return self._conclude(result)
+            if self.environment is None or self.environment.has_coordinator:
+                return self._run_with_coordinator()
+            return self._run_with_link(self.environment)
         except _Interrupted:
-            self.events.write("failed", self._last_step(), cause="interrupted twice")
+            EventLog(self.job.run_folder).write("failed", None, cause="interrupted twice")
             self.watcher.say("interrupted; what was not saved is lost")
             return EXIT_FAILED
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _conclude(self, result: RunResult) -> int:
-        if self.failure is None:
-            saved = EXIT_SAVED in result.return_values.values()
-            self.events.write("preempted" if saved else "finished", self._last_step())
-            return EXIT_SAVED if saved else EXIT_DONE
-        if self.failure.exit_code is not None:
-            return self.failure.exit_code
-        if self.stop_signal is not None:
-            # The newest checkpoint is what a requeued run goes on from.
-            self.events.write("preempted", self.job.committed_step(), cause="failed while stopping")
-            return EXIT_SAVED
-        if self.job.max_restarts == 0:
-            return EXIT_FAILED
-        self.watcher.say(f"given up: {self.job.max_restarts} restarts brought no new checkpoint")
-        return EXIT_NO_PROGRESS
+    def _run_with_coordinator(self) -> int:
+        """The first node: agent and coordinator take turns."""
+        environment, job = self.environment, self.job
+        address, server = LOOPBACK, None
+        if environment is not None and max(environment.nodes, job.policy.nodes) > 1:
+            address = listening_address(environment.host, job.interface)
+            server = LinkServer(address, environment.ports, read_token(job.run_folder))
+        coordination = Coordination(job.run_folder, job.policy, job.committed_step, self.watcher, server)
+        ranks = LocalRanks(job.run_folder, job.entry, job.arguments, address, job.interface)
+        agent = self._agent(address, ranks)
+        try:
+            warm_up()
+            self._take_turns(agent, coordination)
+        finally:
+            ranks.close()
+            coordination.close()
+        return agent.exit_code or EXIT_DONE
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        if self.starts:
-            self.events.write("restarted", self.job.committed_step(), restart=self.starts)
-            self.watcher.say(f"restarting from step {self.job.committed_step() or 0}")
-        self.failure = None
-        self.asked_to_stop = set()
-        self.ranks = [
-            start_rank(
-                worker.global_rank,
-                self.job.entry,
-                self.job.arguments,
-                self._variables(worker_group, worker.local_rank, worker.global_rank, worker.world_size),
-                self.job.run_folder / "logs" / f"rank-{worker.global_rank}.log",
-            )
-            for worker in worker_group.workers
-        ]
-        self.starts += 1
-        return {local_rank: rank.pid for local_rank, rank in enumerate(self.ranks)}
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self.watcher.poll()
-        self._pass_on_stop()
-        failure = find_failure(self.ranks, EXIT_SAVED)
-        if failure is not None:
-            kill_ranks(self.ranks)
-            self._on_failure(failure)
-            return RunResult(WorkerState.FAILED)
-        if all(rank.ending is not None for rank in self.ranks):
-            join_ranks(self.ranks, LEAVE_SECONDS)
+    def _take_turns(self, agent: NodeAgent, coordination: Coordination) -> None:
+        while agent.exit_code is None or not coordination.is_over(time.monotonic()):
+            now = time.monotonic()
+            self._pass_signals(agent)
+            before = _state(agent)
+            if agent.exit_code is None:
+                agent.receive(coordination.exchange(agent.report(now), now), now)
+                agent.tick(now)
+            # What has changed is told at once.
+            coordination.poll(time.monotonic(), 0.0 if _state(agent) != before else POLL_SECONDS)
             self.watcher.poll()
-            codes = {rank.rank: rank.ending.exit_code for rank in self.ranks if rank.ending}
-            return RunResult(WorkerState.SUCCEEDED, return_values=codes)
-        return RunResult(WorkerState.HEALTHY)
 
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        self._shutdown()
+    def _run_with_link(self, environment: NodeEnvironment) -> int:
+        """Every other node: the coordinator is at the other end of a link."""
+        job = self.job
+        address = own_address(environment.host, job.interface)
+        ranks = LocalRanks(job.run_folder, job.entry, job.arguments, address, job.interface)
+        link = Link(environment.host, environment.ports, read_token(job.run_folder))
+        try:
+            warm_up()
+            agent = self._agent(address, ranks)
+            self._follow(agent, link)
+        finally:
+            ranks.close()
+            link.hang_up("done", time.monotonic())
+        if agent.reason:
+            self.watcher.say(f"{agent.host}: {agent.reason} ({link.trouble})")
+        return agent.exit_code or EXIT_DONE
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 0) -> None:
-        """Called when the ranks' work is of no more use, so they get no time to save."""
-        kill_ranks(self.ranks)
-        self.ranks = []
+    def _follow(self, agent: NodeAgent, link: Link) -> None:
+        told, reported = None, -REPORT_SECONDS
+        while agent.exit_code is None:
+            now = time.monotonic()
+            self._pass_signals(agent)
+            for line in link.poll(now):
+                agent.receive(decode_order(line), now)
+            if agent.exit_code is not None:
+                return
+            agent.tick(now)
+            if link.ready and (_state(agent) != told or now - reported >= REPORT_SECONDS):
+                told, reported = _state(agent), now
+                link.send(encode(agent.report(now)), now)
+            self.watcher.poll()
+            link.wait(POLL_SECONDS)
 
-    def _on_failure(self, failure: Failure) -> None:
-        self.failure = failure
-        self.events.write(
-            "failed",
-            self._last_step(),
-            rank=failure.rank,
-            host=failure.host,
-            pid=failure.pid,
-            cause=failure.cause,
-            log_lines=failure.log_lines,
+    def _agent(self, address: str, ranks: LocalRanks) -> NodeAgent:
+        host, policy = socket.gethostname(), self.job.policy
+        return NodeAgent(
+            name=f"{host}-{os.getpid()}-{secrets.token_hex(4)}",
+            host=host,
+            address=address,
+            index=self.environment.index if self.environment else 0,
+            ranks=ranks,
+            fence_seconds=policy.fence_seconds,
+            join_seconds=policy.join_seconds,
+            abandon_seconds=max(ABANDON_SECONDS, policy.lost_seconds),
+            now=time.monotonic(),
         )
-        self.watcher.say(failure.describe())
-        committed = self.job.committed_step()
-        if committed is not None and committed > (self.committed_before or 0):
-            self._remaining_restarts = self.job.max_restarts
-        self.committed_before = committed
-        if failure.exit_code is not None or self.stop_signal is not None:
-            self._remaining_restarts = 0
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop_signal == signal.SIGINT and number == signal.SIGINT:
+        if number == signal.SIGINT and signal.SIGINT in self.signals:
             raise _Interrupted
-        self.stop_signal = signal.Signals(number)
+        self.signals.append(signal.Signals(number))
 
-    def _pass_on_stop(self) -> None:
-        """Ask every rank once to save and leave."""
-        if self.stop_signal is None:
-            return
-        if not self.asked_to_stop:
-            again = "; Ctrl-C again ends it at once" if self.stop_signal == signal.SIGINT else ""
-            self.watcher.say(f"{self.stop_signal.name}: saving after this step{again}")
-        for rank in self.ranks:
-            if rank.rank not in self.asked_to_stop:
-                rank.send(signal.SIGTERM)
-                self.asked_to_stop.add(rank.rank)
+    def _pass_signals(self, agent: NodeAgent) -> None:
+        if self.signals:
+            agent.stop(self.signals[0].name)
 
-    def _variables(self, group: WorkerGroup, local_rank: int, rank: int, world_size: int) -> dict[str, str]:
-        variables = {
-            "RANK": rank,
-            "LOCAL_RANK": local_rank,
-            "WORLD_SIZE": world_size,
-            "LOCAL_WORLD_SIZE": self.job.processes,
-            "GROUP_RANK": group.group_rank,
-            "GROUP_WORLD_SIZE": group.group_world_size,
-            "MASTER_ADDR": group.master_addr,
-            "MASTER_PORT": group.master_port,
-            "TORCHELASTIC_RESTART_COUNT": self.starts,
-            "TORCHELASTIC_RUN_ID": group.spec.rdzv_handler.get_run_id(),
-            "TORCHELASTIC_USE_AGENT_STORE": group.spec.rdzv_handler.use_agent_store,
-        }
-        if group.master_addr == LOOPBACK:
-            interface = loopback_interface()
-            variables |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-        return {name: str(value) for name, value in variables.items()}
 
-    def _last_step(self) -> int:
-        metrics = last_metrics(self.job.run_folder)
-        return int(metrics["step"]) if metrics else 0
+def _state(agent: NodeAgent) -> tuple[object, ...]:
+    """What the coordinator should hear of at once."""
+    return agent.state, agent.order and agent.order.number, agent.signal, agent.examined

@@ -2,30 +2,11 @@
 
 import signal
 import socket
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from llmscale.control.messages import Failure, FailureKind, first_failure
 from llmscale.runtime.ranks import RankProcess
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The rank that failed first, as far as can be told."""
-
-    rank: int
-    host: str
-    pid: int
-    cause: str
-    """`killed by SIGKILL`, `exit code 0 before it was done`, `ValueError: ...`"""
-    exit_code: int | None
-    """What the entry returned: a verdict on the run (2: bad input), which a restart would only repeat."""
-    log: str
-    log_lines: tuple[str, ...]
-
-    def describe(self) -> str:
-        """For people: who, why, and the rank's last words."""
-        head = f"rank {self.rank} on {self.host} (pid {self.pid}) failed: {self.cause}"
-        return "\n".join([head, *(f"  | {line}" for line in self.log_lines), f"  whole log: {self.log}"])
 
 
 def find_failure(ranks: Sequence[RankProcess], saved_code: int) -> Failure | None:
@@ -35,20 +16,20 @@ def find_failure(ranks: Sequence[RankProcess], saved_code: int) -> Failure | Non
     without a word (a signal, an early exit) comes before those that raised, and of those the first
     to raise. Of several silent ones a signal comes first.
     """
-    silent: list[Failure] = []
-    spoken: list[tuple[float, Failure]] = []
+    failures: list[Failure] = []
     for rank in ranks:
         # The exit code is read before the pipe: a rank speaks first and ends then.
         exit_code = rank.process.exitcode
         rank.poll()
         if rank.ending is None:
             if exit_code is not None:
-                silent.append(_failure(rank, _cause(exit_code), None))
+                kind = "exit" if exit_code >= 0 else "signal"
+                failures.append(_failure(rank, _cause(exit_code), None, kind, time.time()))
         elif rank.ending.exit_code not in (0, saved_code):
-            spoken.append((rank.ending.time, _failure(rank, rank.ending.cause, rank.ending.exit_code)))
-    if silent:
-        return min(silent, key=lambda failure: not failure.cause.startswith("killed"))
-    return min(spoken, key=lambda pair: pair[0])[1] if spoken else None
+            kind = "error" if rank.ending.exit_code is None else "refused"
+            ending = rank.ending
+            failures.append(_failure(rank, ending.cause, ending.exit_code, kind, ending.time))
+    return first_failure(failures) if failures else None
 
 
 def _cause(exit_code: int) -> str:
@@ -62,7 +43,7 @@ def _cause(exit_code: int) -> str:
     return f"killed by {name}{hint}"
 
 
-def _failure(rank: RankProcess, cause: str, exit_code: int | None) -> Failure:
+def _failure(rank: RankProcess, cause: str, exit_code: int | None, kind: FailureKind, when: float) -> Failure:
     return Failure(
         rank=rank.rank,
         host=socket.gethostname(),
@@ -71,4 +52,6 @@ def _failure(rank: RankProcess, cause: str, exit_code: int | None) -> Failure:
         exit_code=exit_code,
         log=str(rank.log),
         log_lines=tuple(rank.log_tail()),
+        kind=kind,
+        time=when,
     )

@@ -20,9 +20,9 @@ from rich.text import Text
 
 from llmscale.config.schema import Config
 from llmscale.runtime import events, metrics
-from llmscale.runtime.agent import Watcher
 from llmscale.runtime.describe import describe_event, duration, quantity
 from llmscale.runtime.lines import is_whole
+from llmscale.runtime.watcher import Watcher
 
 READ_SECONDS = 0.2
 LINE_SECONDS = 10.0

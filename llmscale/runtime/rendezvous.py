@@ -1,88 +1,86 @@
-"""Where the agents of a job meet, and the store in which their ranks find each other."""
+"""Where the ranks of a job find each other: a store at the first node, and the interface that leads there."""
 
 import socket
 from datetime import timedelta
 
 import psutil
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.distributed.elastic.rendezvous import (
-    RendezvousHandler,
-    RendezvousInfo,
-    RendezvousParameters,
-    RendezvousStoreInfo,
-)
-from torch.distributed.elastic.rendezvous import registry as rendezvous_registry
-
-from llmscale.parallel.environment import NodeEnvironment
 
 LOOPBACK = "127.0.0.1"
 STORE_TIMEOUT = timedelta(seconds=300)
 
 
-class LoopbackRendezvous(RendezvousHandler):
-    """The meeting of one agent with itself: no other node, no port that other machines could reach.
+def open_store(address: str) -> tuple[TCPStore, int]:
+    """A store that listens on `address` and on no other; returns it and its port.
 
-    Every start of the ranks gets a store of its own. Ranks that met leftovers of the start before would
-    wait for ranks that are gone.
+    Every start of the ranks gets one of its own. Ranks that met leftovers of the start before would wait
+    for ranks that are gone.
     """
-
-    def __init__(self) -> None:
-        self.store: TCPStore | None = None
-
-    def get_backend(self) -> str:
-        return "loopback"
-
-    @property
-    def use_agent_store(self) -> bool:
-        return True
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        # TCPStore itself would listen on all interfaces; it takes a socket that is bound already.
-        listener = socket.create_server((LOOPBACK, 0), backlog=1024)
-        port = listener.getsockname()[1]
-        self.store = TCPStore(
-            LOOPBACK,
-            port,
-            is_master=True,
-            timeout=STORE_TIMEOUT,
-            wait_for_workers=False,
-            master_listen_fd=listener.detach(),
-        )
-        return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo(LOOPBACK, port))
-
-    def is_closed(self) -> bool:
-        return False
-
-    def set_closed(self) -> None:
-        """Nobody else could come."""
-
-    def num_nodes_waiting(self) -> int:
-        return 0
-
-    def get_run_id(self) -> str:
-        return "local"
-
-    def shutdown(self) -> bool:
-        self.store = None
-        return True
-
-
-def between_nodes(environment: NodeEnvironment, nodes: int) -> RendezvousHandler:
-    """The meeting of `nodes` agents at the endpoint that all of them know."""
-    return rendezvous_registry.get_rendezvous_handler(
-        RendezvousParameters(
-            backend="c10d",
-            endpoint=environment.endpoint,
-            run_id=environment.job,
-            min_nodes=nodes,
-            max_nodes=nodes,
-        )
+    # TCPStore itself would listen on all interfaces; it takes a socket that is bound already.
+    listener = socket.create_server((address, 0), backlog=1024)
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        address,
+        port,
+        is_master=True,
+        timeout=STORE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
     )
+    return store, port
 
 
-def loopback_interface() -> str:
-    """Name of the interface that has 127.0.0.1 (`lo`, or `lo0` on macOS)."""
+def own_address(host: str, interface: str | None) -> str:
+    """Address of this machine under which the machine `host` reaches it.
+
+    Raises:
+        RuntimeError: the interface has no IPv4 address.
+    """
+    if interface is not None:
+        return _address_of(interface)
+    target = socket.gethostbyname(host)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # Sends nothing: it only asks the kernel which way it would go.
+        probe.connect((target, 9))
+        return probe.getsockname()[0]
+
+
+def listening_address(host: str, interface: str | None) -> str:
+    """Address at which this machine, known as `host`, can be reached by others.
+
+    Debian lets a machine's own name stand for 127.0.1.1, where nobody else finds it; an address that is
+    written as a number is taken as it is.
+    """
+    if interface is not None:
+        return _address_of(interface)
+    address = socket.gethostbyname(host)
+    if host == address or not address.startswith("127."):
+        return address
+    outside = [
+        found.address
+        for addresses in psutil.net_if_addrs().values()
+        for found in addresses
+        if found.family == socket.AF_INET and not found.address.startswith("127.")
+    ]
+    return outside[0] if outside else address
+
+
+def interface_of(address: str) -> str:
+    """Name of the interface that has `address`; loopback's for any of 127.0.0.0/8.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    wanted = LOOPBACK if address.startswith("127.") else address
     for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == LOOPBACK for address in addresses):
+        if any(found.address == wanted for found in addresses):
             return name
-    raise RuntimeError(f"no network interface has the address {LOOPBACK}")
+    raise RuntimeError(f"no network interface has the address {address}")
+
+
+def _address_of(interface: str) -> str:
+    for found in psutil.net_if_addrs().get(interface, []):
+        if found.family == socket.AF_INET:
+            return found.address
+    known = ", ".join(psutil.net_if_addrs())
+    raise RuntimeError(f"cluster.interface={interface} has no IPv4 address here; there are: {known}")

@@ -55,8 +55,8 @@ def check_folder(folder: Path) -> list[Problem]:
 
 
 @contextmanager
-def locked(folder: Path, nodes: int) -> Iterator[None]:
-    """Make `folder` and hold it for this process: a run has one writer. Agents of several nodes share it.
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for this process: a run has one coordinator at a time.
 
     Raises:
         InputError: the folder cannot be written to, or another process trains in it.
@@ -69,7 +69,7 @@ def locked(folder: Path, nodes: int) -> Iterator[None]:
         message = f"cannot be written to ({error.strerror}); choose another run.root"
         raise InputError([Problem("run.root", folder, message)]) from None
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if nodes == 1 else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         agent = read_agent(folder)

@@ -159,7 +159,7 @@ def test_cancel_stops_the_agent_and_no_other_process(repository: Path, tmp_path:
     program = (
         "import pathlib, signal, sys\n"
         "from llmscale.runtime.run_folder import locked\n"
-        "with locked(pathlib.Path(sys.argv[1]), 1):\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); signal.sigwait([signal.SIGTERM])\n"
     )
     agent = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from llmscale.control.coordinator import Policy
 from llmscale.runtime.agent import Agent, Job, Watcher
 from llmscale.runtime.events import Event, read_events
 from llmscale.runtime.rank_variables import prepare_environment
@@ -44,9 +45,8 @@ def run(
         run_folder=folder,
         entry=entry,
         arguments=(folder,),
-        processes=processes,
+        policy=Policy(1, frozenset({1}), processes, **{"max_restarts": 3, **options}),
         committed_step=lambda: agent_entries.committed_step(folder),
-        **options,
     )
     return Agent(job, listener).run_job(), listener.said
 
@@ -175,11 +175,12 @@ def test_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 AGENT = (
     "import sys, pathlib, agent_entries\n"
+    "from llmscale.control.coordinator import Policy\n"
     "from llmscale.runtime.agent import Agent, Job, Watcher\n"
     "from llmscale.runtime.ranks import start_server\n"
     "start_server(['agent_entries'])\n"
     "folder, entry = pathlib.Path(sys.argv[1]), getattr(agent_entries, sys.argv[2])\n"
-    "sys.exit(Agent(Job(folder, entry, (folder,), 2, lambda: None), Watcher()).run_job())\n"
+    "sys.exit(Agent(Job(folder, entry, (folder,), Policy(1, frozenset({1}), 2, 3), lambda: None), Watcher()).run_job())\n"
 )
 
 

@@ -7,18 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from llmscale.runtime.events import read_events
 
 PROGRAM = (
     "import sys, pathlib, agent_entries\n"
+    "from llmscale.control.coordinator import Policy\n"
+    "from llmscale.parallel.environment import NodeEnvironment\n"
     "from llmscale.runtime.agent import Agent, Job, Watcher\n"
     "from llmscale.runtime.ranks import start_server\n"
     "start_server(['agent_entries'])\n"
     "folder, entry = pathlib.Path(sys.argv[1]), getattr(agent_entries, sys.argv[2])\n"
-    "job = Job(folder, entry, (folder,), 2, lambda: None, nodes=2)\n"
-    "sys.exit(Agent(job, Watcher()).run_job())\n"
+    "job = Job(folder, entry, (folder,), Policy(2, frozenset({2}), 2, 3), lambda: None)\n"
+    "sys.exit(Agent(job, Watcher(), NodeEnvironment.from_variables()).run_job())\n"
 )
 
 
@@ -27,12 +27,15 @@ def run_nodes(folder: Path, entry: str) -> list[int]:
         port = probe.getsockname()[1]
     environment = {
         **os.environ,
+        "LLMSCALE_NODES": "2",
         "PYTHONPATH": str(Path(__file__).parent),
         "LLMSCALE_RENDEZVOUS": f"127.0.0.1:{port}",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     command = [sys.executable, "-c", PROGRAM, str(folder), entry]
-    agents = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    agents = [
+        subprocess.Popen(command, env={**environment, "LLMSCALE_NODE": str(node)}) for node in range(2)
+    ]
     try:
         return [agent.wait(60) for agent in agents]
     finally:
@@ -51,7 +54,6 @@ def test_two_agents_make_one_world(tmp_path: Path) -> None:
     assert len({place["master_port"] for place in places}) == 1
 
 
-@pytest.mark.soak
 def test_dead_rank_restarts_both_nodes(tmp_path: Path) -> None:
     (tmp_path / "seed").write_text("0")
     assert run_nodes(tmp_path, "die_on_first_start") == [0, 0]

@@ -17,7 +17,7 @@ TRY = (
     "from llmscale.config.problems import InputError\n"
     "from llmscale.runtime.run_folder import locked\n"
     "try:\n"
-    "    with locked(pathlib.Path(sys.argv[1]), 1): print('held')\n"
+    "    with locked(pathlib.Path(sys.argv[1])): print('held')\n"
     "except InputError as error: print(error)\n"
 )
 
@@ -34,7 +34,7 @@ def try_elsewhere(folder: Path) -> str:
 
 def test_two_trains_on_one_run_refuse(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "name"
-    with locked(folder, nodes=1):
+    with locked(folder):
         refused = try_elsewhere(folder)
         assert "trains in" in refused and "llmscale cancel name" in refused
     assert try_elsewhere(folder) == "held\n"
@@ -44,7 +44,7 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "name"
     assert [problem.key for problem in check_folder(folder)] == ["run.root"]
-    with pytest.raises(InputError), locked(folder, nodes=1):
+    with pytest.raises(InputError), locked(folder):
         pass
     assert check_folder(tmp_path / "new" / "name") == []
 
