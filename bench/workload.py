@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from llmscale.config.load import load_preset
+from llmscale.config.presets import load_preset
 from llmscale.config.schema import ModelSection
 
 

@@ -16,6 +16,10 @@ EXIT_BAD_INPUT = 2
 
 COMMANDS = {
     "train": ("llmscale.commands.train:train", "Train here, in the foreground; resume where it was."),
+    "submit": (
+        "llmscale.commands.submit:submit",
+        "Hand a run or several to SLURM, Ray or this machine.",
+    ),
     "status": ("llmscale.commands.status:status", "How runs stand: step, loss, speed, failures."),
     "logs": ("llmscale.commands.logs:logs", "What the ranks of a run have written."),
     "cancel": ("llmscale.commands.cancel:cancel", "Ask a run to save and stop."),

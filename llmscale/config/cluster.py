@@ -1,6 +1,6 @@
 """The `cluster` section: which machines, how many ranks, and what happens when some of them fail."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -64,6 +64,8 @@ class RaySection(Section):
     """Without an address: a Ray on this machine, or one that is started inside a SLURM allocation."""
     placement: Literal["spread", "pack"] = "spread"
     """spread: every node's agent on a machine of its own; pack: on as few machines as it takes."""
+    wait_seconds: PositiveFloat = 600.0
+    """How long the machines that a run asks for may take to be free. Never there in that time: exit code 2."""
     dashboard_host: str = "127.0.0.1"
     """Address that the dashboard of a Ray of our own listens on."""
 
@@ -78,6 +80,9 @@ class ClusterSection(Section):
     processes_per_node: PositiveInt = 1
     """Ranks a node: one a GPU."""
     gpus_per_node: NonNegativeInt = 0
+    device: str | None = None
+    """What each rank runs on, `H100`, `A100`, `cpu`: whether the model fits is checked before submitting.
+    Left out: not checked."""
     cpus_per_process: PositiveInt | None = None
     """CPU cores to ask for a rank. Left out: what the scheduler gives."""
     partition: str | None = None
@@ -100,7 +105,11 @@ class ClusterSection(Section):
     """Variables for the job."""
     setup: list[str] = []
     """Lines of shell before anything starts on the first node: `module load cuda/12.8`."""
+    python: str | None = None
+    """Interpreter on the nodes. Left out: the one that submits; in a container `python3`."""
     container: ContainerSection | None = None
+    max_parallel: PositiveInt | None = None
+    """Runs of a sweep at the same time. Left out: one for `local`, as many as find room for the others."""
     requeue: bool = True
     """Go back into the queue after preemption, the time limit or a lost node."""
     max_requeues: NonNegativeInt = 100
@@ -111,8 +120,13 @@ class ClusterSection(Section):
     """Look at every node before training: connections, shared folder, clock, disk, devices, versions."""
     exclude_bad_nodes: bool = False
     """Where the preflight names a bad node: requeue without it, instead of ending."""
-    max_restarts: NonNegativeInt = 3
-    """Restarts without a new checkpoint in between before the run is given up with exit code 3."""
+    max_restarts: NonNegativeInt = 2
+    """Restarts without a new checkpoint in between before the run is given up with exit code 3: two restarts
+    are three tries."""
+    join_seconds: PositiveFloat = 600.0
+    """How long the first nodes that are there wait for the others."""
+    node_lost_seconds: PositiveFloat = 10.0
+    """A node that is not heard of for this long is lost. Its ranks end by themselves before that."""
     elastic: ElasticSection | None = None
     watchdog: WatchdogSection = WatchdogSection()
     ray: RaySection = RaySection()
@@ -138,6 +152,7 @@ class ClusterSection(Section):
     @classmethod
     def _minutes(cls, value: Any) -> Any:
         """YAML reads `time: 90` as a number."""
-        if isinstance(value, dict) and isinstance(value.get("time"), int):
-            return {**value, "time": str(value["time"])}
-        return value
+        if not isinstance(value, dict):
+            return value
+        fields = cast(dict[str, Any], value)
+        return {**fields, "time": str(fields["time"])} if isinstance(fields.get("time"), int) else fields

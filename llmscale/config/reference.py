@@ -34,12 +34,16 @@ def reference() -> str:
     for name, field in schema["properties"].items():
         section = _referenced(schema, field)
         if section is None:
-            parts.append(
-                f"## {name}\n\n{_values(schema, field).capitalize()}; default {_code(field['default'])}.\n"
-            )
+            parts.append(_lone_key(schema, name, field))
         else:
             parts.append("\n".join(_section(schema, name, section)))
     return "\n".join(parts)
+
+
+def _lone_key(schema: JsonSchema, name: str, field: JsonSchema) -> str:
+    """A key that is no section."""
+    values = f"{_values(schema, field).capitalize()}; default {_code(field['default'])}."
+    return "\n\n".join(part for part in (f"## {name}", values, field.get("description")) if part) + "\n"
 
 
 def _section(schema: JsonSchema, name: str, section: JsonSchema) -> Iterator[str]:
@@ -93,12 +97,22 @@ def _value(schema: JsonSchema, option: JsonSchema) -> str:
         return "section"
     if "prefixItems" in option:
         return f"list of {len(option['prefixItems'])}: {_value(schema, option['prefixItems'][0])} each"
+    if "type" not in option:
+        return "any value"
     if option["type"] == "array":
-        return f"list of {_value(schema, option['items'])}s"
+        return f"list of {_several(schema, option['items'])}"
+    if option["type"] == "object":
+        return f"mapping of names to {_several(schema, option['additionalProperties'])}"
     if option["type"] == "string":
         return "path" if option.get("format") == "path" else "text"
     names = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
     return names[option["type"]] + _bounds(option)
+
+
+def _several(schema: JsonSchema, option: JsonSchema) -> str:
+    if option.get("type") == "array":
+        return f"lists of {_several(schema, option['items'])}"
+    return _value(schema, option) + "s"
 
 
 def _bounds(option: JsonSchema) -> str:

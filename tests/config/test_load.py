@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmscale.config.load import (
-    configs_folder,
-    load_config,
-    load_preset,
-    read_resolved,
-    write_resolved,
-)
+from llmscale.config.load import load_config, read_resolved, write_resolved
+from llmscale.config.presets import configs_folder, load_preset
 from llmscale.config.problems import InputError
 from llmscale.config.yaml_text import parse_yaml
 

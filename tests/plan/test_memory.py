@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from llmscale.config.load import load_preset
+from llmscale.config.presets import load_preset
 from llmscale.config.schema import Config
 from llmscale.plan.activations import activation_bytes, bubble, chunks_in_flight, layer_elements_per_token
 from llmscale.plan.devices import GPUS, device_named

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmscale.config.load import configs_folder, load_preset
+from llmscale.config.presets import configs_folder, load_preset
 from llmscale.config.schema import ModelSection
 from llmscale.plan.parameters import (
     layer_parameters,

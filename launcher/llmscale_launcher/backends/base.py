@@ -1,7 +1,7 @@
 """What every way of running a job offers: local, SLURM and Ray look the same from above."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -32,6 +32,8 @@ class JobRequest:
     """Run folders of a job array, by array index; empty for a single run. See `Backend.has_arrays`."""
     after: tuple[Earlier, ...] = ()
     """All of them must be over before this job starts."""
+    directory: Path = field(default_factory=Path.cwd)
+    """Where the job works: relative paths of the config start here."""
 
     @property
     def code(self) -> Path:
@@ -54,7 +56,7 @@ class Backend(Protocol):
         ...
 
     def submit(self, request: JobRequest) -> JobRecord:
-        """Hand the job over; returns at once. The run folder is frozen already, `script` written to it.
+        """Write the script to the run folder, frozen already, and hand the job over; returns at once.
 
         Raises:
             SubmitError: the scheduler refused it, in its own words.

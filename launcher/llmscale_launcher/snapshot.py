@@ -1,0 +1,106 @@
+"""What a job runs from, frozen at the moment of submission: code, its git state, the secret of its nodes.
+
+Code that is edited while a job waits in the queue must not change the job. So the packages are copied into
+the run folder, and the job's PYTHONPATH begins there.
+"""
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from llmscale.config.presets import configs_folder
+from llmscale_launcher.job import write_whole
+from llmscale_launcher.template import templates_folder
+
+PACKAGES = ("llmscale", "llmscale_launcher", "llmscale_kernels")
+CODE_NAME = "code"
+TOKEN_NAME = ".token"
+GIT_NAME = "git.json"
+DIFF_NAME = "git.diff"
+TOKEN_BYTES = 32
+GIT_SECONDS = 20.0
+
+
+def freeze_code(folder: Path) -> None:
+    """Copy the packages, `configs/` and `slurm/` to `folder/code`, in place of an older copy."""
+    fresh = Path(tempfile.mkdtemp(dir=folder, prefix=f".{CODE_NAME}."))
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for package in PACKAGES:
+        shutil.copytree(package_folder(package), fresh / package, ignore=skip)
+    for name, source in (("configs", configs_folder()), ("slurm", templates_folder())):
+        shutil.copytree(source, fresh / name, ignore=skip, dirs_exist_ok=True)
+    fresh.chmod(0o755)
+    replace_code(folder, fresh)
+
+
+def link_code(folder: Path, owner: Path) -> None:
+    """`folder/code` leads to the copy that `owner` holds: the runs of a sweep share one."""
+    link = folder / f".{CODE_NAME}.{secrets.token_hex(4)}"
+    link.symlink_to(os.path.relpath(owner / CODE_NAME, folder))
+    replace_code(folder, link)
+
+
+def replace_code(folder: Path, fresh: Path) -> None:
+    code = folder / CODE_NAME
+    if code.is_symlink():
+        code.unlink()
+    elif code.exists():
+        old = Path(tempfile.mkdtemp(dir=folder, prefix=f".{CODE_NAME}."))
+        code.rename(old / CODE_NAME)
+        fresh.rename(code)
+        shutil.rmtree(old)
+        return
+    fresh.rename(code)
+
+
+def package_folder(package: str) -> Path:
+    """Where a package of ours lies; it is looked up, not imported."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def freeze_git(folder: Path) -> None:
+    """Write commit, branch and uncommitted changes of the checkout that the code comes from.
+
+    Code that was installed rather than checked out has its version only.
+    """
+    state: dict[str, object] = {"version": version("llmscale"), "commit": None, "branch": None, "dirty": None}
+    source = package_folder("llmscale").parent
+    if (source / ".git").exists():
+        difference = _git(source, "diff", "--no-ext-diff", "--no-color", "HEAD")
+        state["commit"] = (_git(source, "rev-parse", "HEAD") or "").strip() or None
+        state["branch"] = (_git(source, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None
+        state["dirty"] = None if difference is None else bool(difference)
+        if difference:
+            write_whole(folder / DIFF_NAME, difference)
+    write_whole(folder / GIT_NAME, json.dumps(state, indent=1) + "\n")
+
+
+def freeze_token(folder: Path) -> None:
+    """Make the secret that the nodes of a run know one another by, if there is none yet."""
+    path = folder / TOKEN_NAME
+    if not path.exists():
+        write_whole(path, secrets.token_hex(TOKEN_BYTES), 0o600)
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    """What git says; None where it is not installed or refuses."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout

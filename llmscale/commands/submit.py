@@ -1,0 +1,71 @@
+"""`llmscale submit`: check and plan, freeze the run folder, hand over to local, SLURM or Ray."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from llmscale_launcher.backends.base import SubmitError
+from llmscale_launcher.backends.table import backend
+from llmscale_launcher.job import JobRecord
+from llmscale_launcher.planned import PlannedJob
+from llmscale_launcher.sweep import plan_sweep, write_sweep
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmscale.config.load import load_config, load_variants
+from llmscale.run.submission import check_jobs, requests, submit_jobs
+
+
+def submit(
+    config: Annotated[Path, typer.Argument(help="Config or pipeline file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as cluster.nodes=4.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, print the plan and the script, write nothing.")
+    ] = False,
+) -> None:
+    """Hand a run, a sweep or a pipeline to cluster.kind, and return at once.
+
+    A run that was stopped goes on where it was.
+
+    Exit codes: 0 submitted, 1 the scheduler refused, 2 bad input.
+    """
+    loaded = load_config(config, overrides or [])
+    variants = load_variants(config, overrides or []) if loaded.sweep else []
+    if variants:
+        jobs = plan_sweep(loaded, variants, backend(loaded.cluster.kind).has_arrays)
+    else:
+        jobs = [PlannedJob(loaded)]
+    check_jobs(jobs)
+    console = Console()
+    if dry_run:
+        _print_plan(jobs, console)
+        return
+    try:
+        records = submit_jobs(jobs)
+    except SubmitError as error:
+        Console(stderr=True).print(Text(f"not submitted: {error}", style="bold red"))
+        raise typer.Exit(1) from None
+    if variants:
+        write_sweep(loaded, variants, records)
+    _print_submitted(records, console)
+
+
+def _print_plan(jobs: Sequence[PlannedJob], console: Console) -> None:
+    for request in requests(jobs):
+        cluster = request.config.cluster
+        ranks = f"{cluster.nodes} × {cluster.processes_per_node} = {request.config.world_size} ranks"
+        console.print(Text(f"{request.folder.name}: {cluster.kind}, {ranks}", style="bold"))
+        console.print(backend(cluster.kind).script(request), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_submitted(records: dict[Path, JobRecord], console: Console) -> None:
+    table = Table("run", "job", "folder", box=None, pad_edge=False)
+    for folder, record in records.items():
+        table.add_row(folder.name, record.key, str(folder))
+    console.print(table)
+    name = next(iter(records)).name
+    console.print(f"llmscale status {name} · llmscale logs {name} -f · llmscale cancel {name}")

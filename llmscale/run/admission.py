@@ -1,0 +1,76 @@
+"""What stands against a run, told before any rank starts: `train` and `submit` ask the same. No torch."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from llmscale.config.problems import InputError, Problem
+from llmscale.config.schema import Config
+from llmscale.data.checks import check_data, resolved_vocabulary_size
+from llmscale.plan.devices import RANK_OVERHEAD, USABLE, Device, device_named
+from llmscale.plan.memory import fullest_rank
+from llmscale.plan.neighbours import what_fits
+from llmscale.plan.report import bytes_text
+from llmscale.run.beginnings import check_init_from
+from llmscale.run.committed import committed_step
+from llmscale.runtime.run_folder import check_folder, check_resume
+
+MEMORY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+"""Of `cluster.memory`, as SLURM reads it."""
+
+
+def check_run(config: Config, made_before: Collection[Path] = ()) -> list[Problem]:
+    """Problems of data, run folder, resume and `train.init_from`.
+
+    Args:
+        config: of the run.
+        made_before: run folders that other runs will have filled by then, so that they need not be there.
+    """
+    folder = config.run_folder
+    problems = check_data(config) + check_folder(folder)
+    committed = committed_step(folder)
+    problems += check_resume(config, folder, committed)
+    begins = committed is None or config.checkpoint.resume == "never"
+    source = config.train.init_from
+    if begins and source is not None and source.absolute() not in made_before:
+        problems += check_init_from(config)
+    return problems
+
+
+def check_fits(config: Config) -> Iterator[Problem]:
+    """Whether the fullest rank's memory fits `cluster.device`, and what would fit."""
+    name = config.cluster.device
+    if name is None:
+        return
+    try:
+        device = _device(config, name)
+        vocabulary_size = resolved_vocabulary_size(config)
+    except InputError as error:  # a missing tokenizer is told by the checks of data too
+        yield from (problem for problem in error.problems if problem.key != "tokenizer.path")
+        return
+    stage, memory = fullest_rank(config, vocabulary_size)
+    if memory.total <= device.memory:
+        return
+    ways_out = what_fits(config, vocabulary_size, device.memory)
+    hint = "; what would fit: " + ", or ".join(" ".join(way) for way in ways_out) if ways_out else ""
+    message = (
+        f"a rank of pipeline stage {stage} needs {bytes_text(memory.total)} of {bytes_text(device.memory)}"
+        f" usable{hint}"
+    )
+    yield Problem("cluster.device", name, message)
+
+
+def _device(config: Config, name: str) -> Device:
+    """The device of a rank; of a CPU elsewhere, its share of the memory that is asked for.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    cluster = config.cluster
+    if name.lower() == "cpu" and cluster.memory is not None:
+        number, unit = cluster.memory.rstrip("KMGT"), cluster.memory[-1]
+        node = int(number) * MEMORY_UNITS.get(unit, MEMORY_UNITS["M"])
+        return Device("CPU", max(int(node * USABLE) // cluster.processes_per_node - RANK_OVERHEAD, 0), None)
+    try:
+        return device_named(name, cluster.processes_per_node)
+    except InputError as error:
+        raise InputError([Problem("cluster.device", name, error.problems[0].message)]) from None

@@ -1,0 +1,109 @@
+"""Hands runs to a scheduler: everything is checked, then everything is frozen, then jobs are submitted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llmscale_launcher.backends.base import Earlier, JobRequest
+from llmscale_launcher.backends.table import backend
+from llmscale_launcher.batch_script import TASKS_NAME
+from llmscale_launcher.job import JobRecord, read_job, write_job, write_whole
+from llmscale_launcher.planned import PlannedJob
+from llmscale_launcher.snapshot import freeze_code, freeze_git, freeze_token, link_code
+
+from llmscale.config.problems import InputError, Problem
+from llmscale.run.admission import check_fits, check_run
+from llmscale.run.endings import CANCELLED_NAME
+from llmscale.runtime.events import EventLog
+from llmscale.runtime.run_folder import read_agent, write_config
+
+
+def check_jobs(jobs: Sequence[PlannedJob]) -> None:
+    """Ask everything that can be asked before a job is handed over.
+
+    Raises:
+        InputError: every problem of every run; what several share is said once.
+    """
+    made_before: set[Path] = set()
+    problems: dict[str, Problem] = {}
+    for job in jobs:
+        found = backend(job.config.cluster.kind).check(job.config)
+        for folder, config in job.runs.items():
+            found += [*check_run(config, made_before), *check_fits(config), *_check_idle(folder)]
+            made_before.add(folder)
+        problems |= {str(problem): problem for problem in found}
+    if problems:
+        raise InputError(list(problems.values()))
+
+
+def requests(jobs: Sequence[PlannedJob]) -> Iterator[JobRequest]:
+    """What the backends would be given, without the ids of jobs that are not submitted yet."""
+    for job in jobs:
+        yield _request(job, {})
+
+
+def submit_jobs(jobs: Sequence[PlannedJob]) -> dict[Path, JobRecord]:
+    """Freeze and submit, in order; returns the job of every run folder.
+
+    Raises:
+        SubmitError: a scheduler refused a job. Those before it are submitted.
+    """
+    records: dict[Path, JobRecord] = {}
+    for job in jobs:
+        _freeze(job)
+    for job in jobs:
+        request = _request(job, records)
+        record = backend(job.config.cluster.kind).submit(request)
+        for place, folder in enumerate(job.runs):
+            own = replace(record, array_index=place) if job.tasks else record
+            write_job(folder, own)
+            EventLog(folder).write("submitted", job=own.key, backend=own.kind)
+            records[folder] = own
+    return records
+
+
+def _check_idle(folder: Path) -> Iterator[Problem]:
+    """A run has one job."""
+    agent, record = read_agent(folder), read_job(folder)
+    if agent is not None and agent.is_alive():
+        who = f"process {agent.pid} on {agent.host} trains in {folder}"
+    elif record is not None and (state := backend(record.kind).states([record])[record.key]).is_live:
+        who = f"is submitted already: {record.kind} job {record.key} is {state.state}"
+    else:
+        return
+    message = f"{who}; choose another run.name, or `llmscale cancel {folder.name}` first"
+    yield Problem("run.name", folder.name, message)
+
+
+def _request(job: PlannedJob, records: dict[Path, JobRecord]) -> JobRequest:
+    return JobRequest(
+        config=job.config,
+        folder=job.folder,
+        tasks=tuple(task.folder for task in job.tasks),
+        after=tuple(Earlier(wait.folder, records.get(wait.folder), wait.until) for wait in job.after),
+    )
+
+
+def _freeze(job: PlannedJob) -> None:
+    """Fill the run folders with what the job will read."""
+    make_folder(job.folder)
+    freeze_code(job.folder)
+    freeze_git(job.folder)
+    for folder, config in job.runs.items():
+        make_folder(folder)
+        if folder != job.folder:
+            link_code(folder, job.folder)
+            freeze_git(folder)
+        write_config(config, folder)
+        freeze_token(folder)
+        (folder / CANCELLED_NAME).unlink(missing_ok=True)
+    if job.tasks:
+        write_whole(job.folder / TASKS_NAME, "".join(f"{task.folder}\n" for task in job.tasks))
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot be written to ({error.strerror}); choose another run.root"
+        raise InputError([Problem("run.root", folder, message)]) from None
