@@ -121,7 +121,7 @@ def tries_without_progress(events: Sequence[EventStep], committed: int | None = 
     run has failed three times, however often it was preempted in between.
 
     Args:
-        events: of the run, oldest first; `submitted` begins the count anew.
+        events: of the run, oldest first; `submitted` and `finished` begin the count anew.
         committed: step of the newest committed checkpoint now. Left out: as far as `saved` events tell.
     """
     failures = stops = 0
@@ -142,12 +142,23 @@ def tries_without_progress(events: Sequence[EventStep], committed: int | None = 
 
 
 def _attempts(events: Sequence[EventStep]) -> Iterator[_Attempt]:
-    submitted = [index for index, (kind, _) in enumerate(events) if kind == "submitted"]
-    current = events[submitted[-1] :] if submitted else events
+    anew = [index for index, (kind, _) in enumerate(events) if kind in ("submitted", "finished")]
+    current = events[anew[-1] :] if anew else events
     starts = [index for index, (kind, _) in enumerate(current) if kind == "started"]
     for start, end in zip(starts, [*starts[1:], len(current)]):
         began = current[start][1] or 0
         span = current[start:end]
-        endings = [kind for kind, _ in span if kind in ("preempted", "failed", "restarted")]
-        saved = max((step or 0 for kind, step in span if kind == "saved"), default=0)
-        yield _Attempt(began, max(began, saved), bool(endings) and endings[-1] == "preempted")
+        yield _Attempt(began, max([began, *_saved_steps(span)]), _asked_to_stop(span))
+
+
+def _saved_steps(span: Sequence[EventStep]) -> Iterator[int]:
+    yield from (step or 0 for kind, step in span if kind == "saved")
+
+
+def _asked_to_stop(span: Sequence[EventStep]) -> bool:
+    """Whether a request to stop ended an attempt. A lost node ends one with `preempted` too, for another try;
+    that is a failure all the same."""
+    starts = [index for index, (kind, _) in enumerate(span) if kind in ("started", "restarted")]
+    kinds = [kind for kind, _ in span[starts[-1] :]]
+    endings = [kind for kind in kinds if kind in ("preempted", "failed")]
+    return endings[-1:] == ["preempted"] and "node_lost" not in kinds

@@ -13,10 +13,24 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
     if kind == "validated":
         loss, perplexity = details["loss"], details["perplexity"]
         return f"validation at step {step}: loss {loss:.4f}, perplexity {perplexity:.2f}"
-    if kind == "failed":
-        where = f"rank {details['rank']} on {details['host']}: " if "rank" in details else ""
-        return f"failed at step {step}: {where}{details['cause']}"
-    return kind if step is None else f"{kind} at step {step}"
+    if kind in ("failed", "hanging", "straggling"):
+        return f"{kind} at step {step or 0}: {_culprit(details)}{details.get('cause', '')}"
+    if kind == "requeued":
+        return f"requeued ({details.get('requeue', '?')}): {details.get('cause', '')}"
+    if kind == "node_lost":
+        return f"node lost at step {step or 0}: {details.get('cause', details.get('host', ''))}"
+    if kind == "node_joined":
+        return f"node joined at step {step or 0}: {details.get('host', '')}"
+    if kind == "preflight_failed":
+        return f"preflight failed: {details.get('cause', '')}"
+    if kind == "submitted":
+        return "submitted"
+    about = f": {details['cause']}" if "cause" in details else ""
+    return (kind if step is None else f"{kind} at step {step}") + about
+
+
+def _culprit(details: Mapping[str, Any]) -> str:
+    return f"rank {details['rank']} on {details['host']}: " if "rank" in details else ""
 
 
 def quantity(number: float) -> str:

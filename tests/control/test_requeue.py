@@ -85,6 +85,7 @@ def test_many_early_preemptions_are_said() -> None:
         (FAILS * 3, Tries(failures=3)),
         ([*FAILS, *STOPPED, *DIES, *STOPPED, *FAILS], Tries(failures=3, stops=2)),
         ([*FAILS, *FAILS, ("submitted", None), *FAILS], Tries(failures=1)),
+        ([*FAILS, ("started", 0), ("finished", 9), *DIES], Tries(failures=1)),
         ([*FAILS, ("started", 0), ("saved", 5), ("failed", 7)], Tries()),
         ([*FAILS, *STOPPED, ("started", 0), ("saved", 5), ("preempted", 5)], Tries()),
         # An event that a crash has swallowed: the next attempt begins further on.
@@ -97,6 +98,10 @@ def test_many_early_preemptions_are_said() -> None:
         # Restarted in place: how the last one ended counts.
         ([("started", 0), ("failed", 3), ("restarted", 0), ("preempted", 4)], Tries(stops=1)),
         ([("started", 0), ("preempted", 4), ("started", 0), ("restarted", 0)], Tries(failures=1, stops=1)),
+        # A lost node: the attempt asks to be requeued, and has failed; with fewer nodes it had gone on.
+        ([("started", 0), ("node_lost", 3), ("failed", 3), ("preempted", 0)], Tries(failures=1)),
+        ([("started", 0), ("node_lost", 3), ("restarted", 0), ("preempted", 9)], Tries(stops=1)),
+        ([("started", 0), ("failed", 3), ("preempted", 0)], Tries(stops=1)),
         # What happens on nodes before an attempt starts is no attempt.
         ([*STOPPED, ("requeued", None), ("preflight_failed", None), *DIES], Tries(failures=1, stops=1)),
     ],
