@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmscale_launcher.backends.base import Earlier, JobRequest
+from llmscale_launcher.backends.base import Earlier, JobRequest, SubmitError
 from llmscale_launcher.backends.table import backend
 from llmscale_launcher.batch_script import TASKS_NAME
 from llmscale_launcher.job import JobRecord, read_job, write_job, write_whole
@@ -52,14 +52,25 @@ def submit_jobs(jobs: Sequence[PlannedJob]) -> dict[Path, JobRecord]:
     for job in jobs:
         _freeze(job)
     for job in jobs:
-        request = _request(job, records)
-        record = backend(job.config.cluster.kind).submit(request)
+        record = _submit(job, _request(job, records))
         for place, folder in enumerate(job.runs):
             own = replace(record, array_index=place) if job.tasks else record
             write_job(folder, own)
-            EventLog(folder).write("submitted", job=own.key, backend=own.kind)
             records[folder] = own
     return records
+
+
+def _submit(job: PlannedJob, request: JobRequest) -> JobRecord:
+    """The event comes first: whatever the job writes, however soon, belongs to this submission."""
+    logs = [EventLog(folder) for folder in job.runs]
+    for log in logs:
+        log.write("submitted", backend=job.config.cluster.kind)
+    try:
+        return backend(job.config.cluster.kind).submit(request)
+    except SubmitError as error:
+        for log in logs:
+            log.write("failed", cause=f"not submitted: {error}")
+        raise
 
 
 def _check_idle(folder: Path) -> Iterator[Problem]:
