@@ -26,9 +26,9 @@ BLIND_SECONDS = 2.5
 """Longest time between two looks. After a longer one the watch begins anew: it was the watchman who slept."""
 
 WINDOW_STEPS = 7
-WINDOW_SECONDS = 0.5
+WINDOW_SECONDS = 1.0
 """A rank straggles when it does so in two windows in a row, each at least this long."""
-STRAGGLER_RATIO = 1.5
+STRAGGLER_RATIO = 1.7
 STRAGGLER_SHARE = 0.5
 RECOVERED_RATIO = 1.2
 
@@ -111,6 +111,7 @@ class _Stall:
     def __init__(self, options: WatchdogSection) -> None:
         self.options = options
         self.times: deque[float] = deque(maxlen=TIMED_STEPS)
+        self.only_first = False
         self.step = -1
         self.phases: frozenset[str] = frozenset()
         self.since = 0.0
@@ -125,6 +126,10 @@ class _Stall:
             only_training = phases == self.phases == {"training"}
             if only_training and step > self.step and not blind:
                 steps = step - self.step
+                if self.only_first:
+                    # It is often much longer than the others, and there is a better measure now.
+                    self.times.clear()
+                self.only_first = not self.times
                 self.times.extend([(now - self.since) / steps] * min(steps, TIMED_STEPS))
             self.step, self.phases, self.since, self.named = step, phases, now, False
         return self._judge(now - self.since)
@@ -197,12 +202,13 @@ class _Stragglers:
         return None
 
     def _judge(self, earlier: dict[int, float], later: dict[int, float]) -> Straggler | None:
-        ratios = {
-            rank: min(_ratio(earlier, rank, peers), _ratio(later, rank, peers))
+        both = {
+            rank: (_ratio(earlier, rank, peers), _ratio(later, rank, peers))
             for rank, peers in self.peers.items()
             if peers
         }
-        self.named = {rank for rank in self.named if _ratio(later, rank, self.peers[rank]) > RECOVERED_RATIO}
+        self.named = {rank for rank in self.named if max(both[rank]) > RECOVERED_RATIO}
+        ratios = {rank: min(pair) for rank, pair in both.items()}
         if not ratios:
             return None
         rank = max(ratios, key=lambda one: ratios[one])

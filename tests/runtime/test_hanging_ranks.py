@@ -8,7 +8,7 @@ import pytest
 from llmscale.config.cluster import WatchdogSection
 from llmscale.control.culprit import find_culprit, suspects
 from llmscale.control.messages import Report, decode_report, encode
-from llmscale.control.watchdog import Straggler, Suspect, Watchdog
+from llmscale.control.watchdog import Suspect, Watchdog
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
 from tests.runtime.faulty_ranks import FAULT_STEP, WatchedRanks, watched_ranks
