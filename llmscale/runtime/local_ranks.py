@@ -14,6 +14,7 @@ from llmscale.control.watchdog import Beat
 from llmscale.runtime.beats import VARIABLE as BEATS_VARIABLE
 from llmscale.runtime.beats import BeatReader, make_beats_folder
 from llmscale.runtime.failure import find_failure
+from llmscale.runtime.out_of_memory import kernel_kills, told_apart
 from llmscale.runtime.ranks import Entry, RankProcess, join_ranks, kill_ranks, start_rank
 from llmscale.runtime.rendezvous import LOOPBACK, interface_of, open_store
 from llmscale.runtime.stacks import collect_evidence
@@ -41,6 +42,7 @@ class LocalRanks:
 
     def __post_init__(self) -> None:
         self.beats_folder = make_beats_folder()
+        self.kills_before = 0
 
     def open_store(self) -> int:
         self.store, port = open_store(self.address)
@@ -48,6 +50,7 @@ class LocalRanks:
 
     def start(self, place: Place) -> None:
         self._close_readers()
+        self.kills_before = kernel_kills()
         mine = range(place.first_rank, place.first_rank + place.processes)
         self.readers = {rank: BeatReader(self.beats_folder, rank) for rank in mine}
         self.ranks = [
@@ -72,7 +75,7 @@ class LocalRanks:
     def poll(self) -> Failure | dict[int, int] | None:
         failure = find_failure(self.ranks, EXIT_SAVED)
         if failure is not None:
-            return failure
+            return told_apart(failure, self.kills_before)
         if not all(rank.ending is not None for rank in self.ranks):
             return None
         join_ranks(self.ranks, LEAVE_SECONDS)

@@ -168,9 +168,6 @@ def _rank_main(
     if beats:
         install_dump(beats, int(variables["RANK"]))
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-    folder = beats_folder()
-    if folder is not None:
-        install_dump(folder, int(variables["RANK"]))
     print(f"--- rank {variables.get('RANK', '?')} pid {os.getpid()} started {stamp} ---", flush=True)
     try:
         code = entry(*arguments)
