@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import psutil
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from llmscale.commands.doctor_site import doctor_slurm
 
 REQUIRED = (
     "torch",
@@ -43,8 +46,18 @@ Row = tuple[bool, str, str]
 """Whether it is as it should be, what it is, what was found."""
 
 
-def doctor() -> None:
+def doctor(
+    cluster: Annotated[
+        Literal["slurm"] | None, typer.Option(help="Look at the SLURM of this login node instead.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="With --cluster: the profile's partition.")] = None,
+    config: Annotated[Path | None, typer.Option(help="With --cluster: would this config fit?")] = None,
+    output: Annotated[Path | None, typer.Option(help="With --cluster: write the profile here.")] = None,
+) -> None:
     """What is installed here, and which fast paths are on. Exit code 1: something needed is missing."""
+    if cluster is not None:
+        doctor_slurm(partition, config, output)
+        return
     console = Console()
     sound = True
     for title, rows in (
