@@ -7,6 +7,7 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.parallel.environment import NodeEnvironment
 from llmscale.run.attempt import as_only_attempt
 from llmscale.run.entry import task_module
+from llmscale.runtime import stop_signal
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
 from llmscale.runtime.run_folder import CONFIG_NAME
@@ -14,6 +15,8 @@ from llmscale.runtime.run_folder import CONFIG_NAME
 
 def run_node(folder: Path) -> int:
     """Run this node's agent, and on the first node the coordinator; returns the exit code."""
+    # A scheduler's signal may come while torch is being imported.
+    stop_signal.install()
     config = read_resolved(folder / CONFIG_NAME)
     environment = node_environment()
 
@@ -38,6 +41,15 @@ def run_coordinator(folder: Path, host: str, port: int, written_to: Path) -> int
         return launch.run_coordinator(config, folder, host, port, written_to)
 
     return as_only_attempt(folder, run)
+
+
+def run_preflight(folder: Path, seconds: float) -> int:
+    """Look at this node, and on the first node at what all of them have found; returns the exit code."""
+    config = read_resolved(folder / CONFIG_NAME)
+    environment = node_environment()
+    from llmscale.run.preflight import check_node  # noqa: PLC0415 -- torch takes its time
+
+    return check_node(folder, config, environment, seconds)
 
 
 def node_environment() -> NodeEnvironment:

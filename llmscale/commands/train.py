@@ -10,6 +10,7 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.run.admission import check_run
 from llmscale.run.entry import task_module
+from llmscale.runtime import stop_signal
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
 from llmscale.runtime.run_folder import locked, write_config
@@ -25,6 +26,8 @@ def train(
 
     Exit codes: 0 done, 1 failed, 2 bad input, 3 no progress, 75 saved and wants to be started again.
     """
+    # A scheduler's signal may come while torch is being imported.
+    stop_signal.install()
     raise typer.Exit(run_training(load_config(config, overrides or [])))
 
 

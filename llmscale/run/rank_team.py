@@ -9,7 +9,7 @@ from llmscale.checkpoint.errors import CheckpointError
 from llmscale.config.problems import InputError
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.runtime.ranks import CONTEXT, RankProcess, start_rank
-from llmscale.runtime.rendezvous import LoopbackRendezvous, loopback_interface
+from llmscale.runtime.rendezvous import LOOPBACK, interface_of, open_store
 
 LAST_WORDS_SECONDS = 10.0
 Subject = TypeVar("Subject")
@@ -26,15 +26,14 @@ class RankTeam:
     def __init__(
         self, world_size: int, serve: Callable[[Subject, Connection], int], subject: Subject, logs: Path
     ) -> None:
-        self._rendezvous = LoopbackRendezvous()
-        meeting = self._rendezvous.next_rendezvous().bootstrap_store_info
-        assert meeting is not None
-        interface = loopback_interface()
+        # The ranks meet in it for as long as they live.
+        self._store, port = open_store(LOOPBACK)
+        interface = interface_of(LOOPBACK)
         variables = {
             "WORLD_SIZE": world_size,
             "LOCAL_WORLD_SIZE": world_size,
-            "MASTER_ADDR": meeting.master_addr,
-            "MASTER_PORT": meeting.master_port,
+            "MASTER_ADDR": LOOPBACK,
+            "MASTER_PORT": port,
             "TORCHELASTIC_USE_AGENT_STORE": True,
             "GLOO_SOCKET_IFNAME": interface,
             "NCCL_SOCKET_IFNAME": interface,

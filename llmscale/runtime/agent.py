@@ -19,6 +19,7 @@ from llmscale.control.coordinator import EXIT_DONE, EXIT_FAILED, EXIT_NO_PROGRES
 from llmscale.control.messages import decode_order, encode
 from llmscale.control.node import NodeAgent
 from llmscale.parallel.environment import NodeEnvironment
+from llmscale.runtime import stop_signal
 from llmscale.runtime.coordination import Coordination
 from llmscale.runtime.events import EventLog
 from llmscale.runtime.link import Link, LinkServer, read_token
@@ -74,6 +75,9 @@ class Agent:
             for number in (*SIGNALS, signal.SIGINT)
             if signal.getsignal(number) != signal.SIG_IGN
         }
+        if stop_signal.requested():
+            # It came before this agent could hear it.
+            self.signals.append(signal.SIGTERM)
         try:
             if self.environment is None or self.environment.has_coordinator:
                 return self._run_with_coordinator()

@@ -1,4 +1,4 @@
-"""Several nodes: agents in processes of their own, joined by loopback, as launchers start them on machines."""
+"""Several nodes: agents in processes of their own, joined by loopback, as launchers start them."""
 
 import os
 import signal
@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 

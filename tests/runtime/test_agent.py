@@ -180,7 +180,8 @@ AGENT = (
     "from llmscale.runtime.ranks import start_server\n"
     "start_server(['agent_entries'])\n"
     "folder, entry = pathlib.Path(sys.argv[1]), getattr(agent_entries, sys.argv[2])\n"
-    "sys.exit(Agent(Job(folder, entry, (folder,), Policy(1, frozenset({1}), 2, 3), lambda: None), Watcher()).run_job())\n"
+    "job = Job(folder, entry, (folder,), Policy(1, frozenset({1}), 2, 3), lambda: None)\n"
+    "sys.exit(Agent(job, Watcher()).run_job())\n"
 )
 
 
