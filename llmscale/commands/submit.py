@@ -1,6 +1,8 @@
 """`llmscale submit`: check and plan, freeze the run folder, hand over to local, SLURM or Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,7 @@ import typer
 from llmscale_launcher.backends.base import SubmitError
 from llmscale_launcher.backends.table import backend
 from llmscale_launcher.job import JobRecord
+from llmscale_launcher.pipeline import plan_pipeline, write_pipeline
 from llmscale_launcher.planned import PlannedJob
 from llmscale_launcher.sweep import plan_sweep, write_sweep
 from rich.console import Console
@@ -15,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmscale.config.load import load_config, load_variants
+from llmscale.config.pipeline import is_pipeline, load_pipeline
 from llmscale.run.submission import check_jobs, requests, submit_jobs
 
 
@@ -33,25 +37,43 @@ def submit(
 
     Exit codes: 0 submitted, 1 the scheduler refused, 2 bad input.
     """
-    loaded = load_config(config, overrides or [])
-    variants = load_variants(config, overrides or []) if loaded.sweep else []
-    if variants:
-        jobs = plan_sweep(loaded, variants, backend(loaded.cluster.kind).has_arrays)
-    else:
-        jobs = [PlannedJob(loaded)]
-    check_jobs(jobs)
+    order = _read_order(config, overrides or [])
+    check_jobs(order.jobs)
     console = Console()
     if dry_run:
-        _print_plan(jobs, console)
+        _print_plan(order.jobs, console)
         return
     try:
-        records = submit_jobs(jobs)
+        records = submit_jobs(order.jobs)
     except SubmitError as error:
         Console(stderr=True).print(Text(f"not submitted: {error}", style="bold red"))
         raise typer.Exit(1) from None
-    if variants:
-        write_sweep(loaded, variants, records)
-    _print_submitted(records, console)
+    order.write_record(records)
+    _print_submitted(order.name, records, console)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for: a run, a sweep or a pipeline."""
+
+    name: str
+    """What `status` and `cancel` know it by."""
+    jobs: Sequence[PlannedJob]
+    write_record: Callable[[dict[Path, JobRecord]], object]
+    """Notes which jobs belong together."""
+
+
+def _read_order(path: Path, overrides: Sequence[str]) -> _Order:
+    if is_pipeline(path):
+        pipeline = load_pipeline(path, overrides)
+        return _Order(pipeline.name, plan_pipeline(pipeline), partial(write_pipeline, pipeline))
+    loaded = load_config(path, overrides)
+    name = loaded.run_folder.name
+    if not loaded.sweep:
+        return _Order(name, [PlannedJob(loaded)], lambda _: None)
+    variants = load_variants(path, overrides)
+    jobs = plan_sweep(loaded, variants, backend(loaded.cluster.kind).has_arrays)
+    return _Order(name, jobs, partial(write_sweep, loaded, variants))
 
 
 def _print_plan(jobs: Sequence[PlannedJob], console: Console) -> None:
@@ -62,10 +84,10 @@ def _print_plan(jobs: Sequence[PlannedJob], console: Console) -> None:
         console.print(backend(cluster.kind).script(request), markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_submitted(records: dict[Path, JobRecord], console: Console) -> None:
+def _print_submitted(name: str, records: dict[Path, JobRecord], console: Console) -> None:
     table = Table("run", "job", "folder", box=None, pad_edge=False)
     for folder, record in records.items():
         table.add_row(folder.name, record.key, str(folder))
     console.print(table)
-    name = next(iter(records)).name
-    console.print(f"llmscale status {name} · llmscale logs {name} -f · llmscale cancel {name}")
+    first = next(iter(records)).name
+    console.print(f"llmscale status {name} · llmscale logs {first} -f · llmscale cancel {name}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from llmscale.config import cluster_checks
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
 
@@ -171,6 +172,34 @@ def world_is_product(config: Config) -> Iterator[Problem]:
         )
 
 
+def elastic_counts(config: Config) -> Iterator[Problem]:
+    """Going on with fewer nodes takes a smaller number of them that layout and batch size work with."""
+    elastic, nodes = config.cluster.elastic, config.cluster.nodes
+    if elastic is None:
+        return
+    key = "cluster.elastic.min_nodes"
+    counts = [count for count in range(1, nodes) if _fits_nodes(config, count)]
+    if elastic.min_nodes > nodes:
+        yield Problem(key, elastic.min_nodes, f"is more than cluster.nodes = {nodes}")
+    elif elastic.min_nodes < nodes and not any(count >= elastic.min_nodes for count in counts):
+        known = f"{_list(counts)} would do" if counts else "no smaller number would do either"
+        message = (
+            f"layout and batch size work with none of {elastic.min_nodes} to {nodes - 1} nodes; {known}"
+        )
+        yield Problem(key, elastic.min_nodes, message)
+
+
+def _fits_nodes(config: Config, nodes: int) -> bool:
+    cluster = config.cluster.model_copy(update={"nodes": nodes})
+    fewer = config.model_copy(update={"cluster": cluster})
+    return not any(problem for rule in OF_WORLD_SIZE for problem in rule(fewer))
+
+
+def _list(numbers: list[int]) -> str:
+    """The largest few."""
+    return ", ".join(str(number) for number in numbers[-5:])
+
+
 def batch_divides(config: Config) -> Iterator[Problem]:
     train, replicas = config.train, config.data_parallel
     unit = train.micro_batch_size * replicas
@@ -232,6 +261,9 @@ def stop_within_schedule(config: Config) -> Iterator[Problem]:
         yield Problem("train.stop_at", stop, f"is beyond train.steps = {config.train.steps}")
 
 
+OF_WORLD_SIZE: tuple[Rule, ...] = (world_is_product, batch_divides, interleave_needs_pipeline)
+"""Rules that another number of nodes may break."""
+
 RULES: tuple[Rule, ...] = (
     heads_divide_hidden,
     head_size_is_even,
@@ -248,9 +280,11 @@ RULES: tuple[Rule, ...] = (
     float64_layout,
     later_axes,
     world_is_product,
+    elastic_counts,
     batch_divides,
     schedule_fits,
     split_sums,
     training_data_named,
     stop_within_schedule,
+    *cluster_checks.RULES,
 )

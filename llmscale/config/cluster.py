@@ -65,7 +65,7 @@ class RaySection(Section):
     placement: Literal["spread", "pack"] = "spread"
     """spread: every node's agent on a machine of its own; pack: on as few machines as it takes."""
     wait_seconds: PositiveFloat = 600.0
-    """How long the machines that a run asks for may take to be free. Never there in that time: exit code 2."""
+    """How long the machines that a run asks for may take to be free; after that it ends with exit code 2."""
     dashboard_host: str = "127.0.0.1"
     """Address that the dashboard of a Ray of our own listens on."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llmscale.config.checks import check_config
 from llmscale.config.nearest import nearest_key
@@ -83,20 +83,7 @@ def write_resolved(config: Config, path: Path) -> None:
     Path(temporary).replace(path)
 
 
-def _load(path: Path, overrides: Sequence[str]) -> tuple[Tree, Config]:
-    """The tree before presets, which a sweep changes, and the config that it makes."""
-    tree = expand_shorthands(read_tree(path))
-    problems = [problem for override in overrides if (problem := apply_override(tree, override))]
-    config, found = _resolve(tree, path.stem)
-    problems += found
-    if config is not None:
-        problems += check_sweep(config)
-    if problems or config is None:
-        raise InputError(problems)
-    return tree, config
-
-
-def _resolve(tree: Tree, default_name: str) -> tuple[Config | None, list[Problem]]:
+def resolve(tree: Tree, default_name: str) -> tuple[Config | None, list[Problem]]:
     """The config that `tree` makes with its presets, and everything against it."""
     tree = deepcopy(tree)
     problems = merge_presets(tree)
@@ -106,6 +93,29 @@ def _resolve(tree: Tree, default_name: str) -> tuple[Config | None, list[Problem
         config = _with_run_name(config, default_name)
         problems += check_config(config)
     return config, problems
+
+
+def as_problem(details: Any, model: type[BaseModel] = Config) -> Problem:
+    """What pydantic says of one key of `model`, in our words."""
+    location = [str(part) for part in details["loc"]]
+    key = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        return Problem(key, details["input"], nearest_key(location, model))
+    message = details["msg"].replace("Input should be", "must be")
+    return Problem(key, details["input"], message[0].lower() + message[1:])
+
+
+def _load(path: Path, overrides: Sequence[str]) -> tuple[Tree, Config]:
+    """The tree before presets, which a sweep changes, and the config that it makes."""
+    tree = expand_shorthands(read_tree(path))
+    problems = [problem for override in overrides if (problem := apply_override(tree, override))]
+    config, found = resolve(tree, path.stem)
+    problems += found
+    if config is not None:
+        problems += check_sweep(config)
+    if problems or config is None:
+        raise InputError(problems)
+    return tree, config
 
 
 def _variants(tree: Tree, base: Config) -> list[Variant]:
@@ -121,7 +131,7 @@ def _variants(tree: Tree, base: Config) -> list[Variant]:
             set_value(changed, key, value)
         changed["sweep"] = {}
         set_value(changed, "run.name", f"{base.run.name}-{number:04d}")
-        config, found = _resolve(changed, "")
+        config, found = resolve(changed, "")
         problems |= {str(problem): problem for problem in found}
         if config is not None:
             variants.append(Variant(changes, config))
@@ -136,22 +146,13 @@ def _validate(tree: Tree) -> tuple[Config | None, list[Problem]]:
     try:
         return Config.model_validate(tree), []
     except ValidationError as error:
-        problems = [_as_problem(details) for details in error.errors()]
+        problems = [as_problem(details) for details in error.errors()]
         for details in error.errors():
             remove(tree, details["loc"])
         try:
             return Config.model_validate(tree), problems
         except ValidationError:
             return None, problems
-
-
-def _as_problem(details: Any) -> Problem:
-    location = [str(part) for part in details["loc"]]
-    key = ".".join(location)
-    if details["type"] == "extra_forbidden":
-        return Problem(key, details["input"], nearest_key(location))
-    message = details["msg"].replace("Input should be", "must be")
-    return Problem(key, details["input"], message[0].lower() + message[1:])
 
 
 def _with_run_name(config: Config, name: str) -> Config:

@@ -18,12 +18,12 @@ def nearest(name: str, known: Sequence[str], what: str) -> str:
     return f"unknown {what}; there are: {', '.join(known)}"
 
 
-def nearest_key(location: Sequence[str]) -> str:
+def nearest_key(location: Sequence[str], model: type[BaseModel] = Config) -> str:
     """A key beside the unknown one, or the same name in another section, or all that are beside it."""
     parents, leaf = location[:-1], location[-1]
-    siblings = _fields_at(Config, parents)
+    siblings = _fields_at(model, parents)
     close = difflib.get_close_matches(leaf, siblings, 1, 0.6)
-    elsewhere = [".".join(path) for path in all_keys(Config) if path[-1] == leaf]
+    elsewhere = [".".join(path) for path in all_keys(model) if path[-1] == leaf]
     if elsewhere:
         return f"unknown key; did you mean {elsewhere[0]}?"
     if close:

@@ -1,6 +1,6 @@
 """What stands against a run, told before any rank starts: `train` and `submit` ask the same. No torch."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmscale.config.problems import InputError, Problem
@@ -18,22 +18,27 @@ MEMORY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 """Of `cluster.memory`, as SLURM reads it."""
 
 
-def check_run(config: Config, made_before: Collection[Path] = ()) -> list[Problem]:
+def check_run(config: Config, before: Mapping[Path, Config] | None = None) -> list[Problem]:
     """Problems of data, run folder, resume and `train.init_from`.
 
     Args:
         config: of the run.
-        made_before: run folders that other runs will have filled by then, so that they need not be there.
+        before: run folders (absolute) that other runs will have filled by then, so that what lies in them
+            need not be there yet.
     """
+    before = before or {}
     folder = config.run_folder
     problems = check_data(config) + check_folder(folder)
     committed = committed_step(folder)
     problems += check_resume(config, folder, committed)
-    begins = committed is None or config.checkpoint.resume == "never"
-    source = config.train.init_from
-    if begins and source is not None and source.absolute() not in made_before:
-        problems += check_init_from(config)
-    return problems
+    if committed is None or config.checkpoint.resume == "never":
+        problems += check_init_from(config, before)
+    return [problem for problem in problems if not _comes_later(problem.value, before)]
+
+
+def _comes_later(value: object, before: Mapping[Path, Config]) -> bool:
+    """Whether a missing file lies in the folder of a run that comes first."""
+    return isinstance(value, Path) and any(value.absolute().is_relative_to(folder) for folder in before)
 
 
 def check_fits(config: Config) -> Iterator[Problem]:

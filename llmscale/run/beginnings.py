@@ -1,6 +1,6 @@
 """What stands against `train.init_from`, told before any rank starts. No torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +49,18 @@ class Origin:
     tokenizer_hash: str | None
 
 
-def check_init_from(config: Config) -> list[Problem]:
-    """Problems of what `train.init_from` names; none where it names nothing."""
+def check_init_from(config: Config, before: Mapping[Path, Config] | None = None) -> list[Problem]:
+    """Problems of what `train.init_from` names; none where it names nothing.
+
+    Args:
+        config: of the run.
+        before: runs that will have filled their folders by then; what they leave is told from their configs.
+    """
     source = config.train.init_from
     if source is None:
         return []
     try:
-        origin = _folder_origin(source) if is_hugging_face_folder(source) else _checkpoint_origin(source)
+        origin = _origin(source, before or {})
     except CheckpointError as error:
         return [Problem("train.init_from", source, str(error))]
     except InputError as error:
@@ -65,6 +70,28 @@ def check_init_from(config: Config) -> list[Problem]:
         *_vocabulary_problems(config, origin),
         *_tokenizer_problems(config, origin),
     ]
+
+
+def _origin(source: Path, before: Mapping[Path, Config]) -> Origin:
+    if source.absolute() in before:
+        return _planned_origin(source, before[source.absolute()])
+    return _folder_origin(source) if is_hugging_face_folder(source) else _checkpoint_origin(source)
+
+
+def _planned_origin(source: Path, config: Config) -> Origin:
+    """The weights that a run of `config` will leave in `source`."""
+    tokenizer, model = config.tokenizer.path, config.model
+    is_there = tokenizer is not None and (tokenizer / TOKENIZER).is_file()
+    return Origin(
+        place=source,
+        model=model,
+        vocabulary_size=resolved_vocabulary_size(config),
+        learned_positions=(model.max_positions or config.train.sequence_length)
+        if model.family == "gpt2"
+        else None,
+        tokenizer=tokenizer if is_there else None,
+        tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer is not None and is_there else None,
+    )
 
 
 def _folder_origin(source: Path) -> Origin:

@@ -1,6 +1,8 @@
 """Hands runs to a scheduler: everything is checked, then everything is frozen, then jobs are submitted."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from llmscale_launcher.planned import PlannedJob
 from llmscale_launcher.snapshot import freeze_code, freeze_git, freeze_token, link_code
 
 from llmscale.config.problems import InputError, Problem
+from llmscale.config.schema import Config
 from llmscale.run.admission import check_fits, check_run
 from llmscale.run.endings import CANCELLED_NAME
 from llmscale.runtime.events import EventLog
@@ -24,14 +27,15 @@ def check_jobs(jobs: Sequence[PlannedJob]) -> None:
     Raises:
         InputError: every problem of every run; what several share is said once.
     """
-    made_before: set[Path] = set()
+    before: dict[Path, Config] = {}
     problems: dict[str, Problem] = {}
     for job in jobs:
         found = backend(job.config.cluster.kind).check(job.config)
         for folder, config in job.runs.items():
-            found += [*check_run(config, made_before), *check_fits(config), *_check_idle(folder)]
-            made_before.add(folder)
+            found += [*check_run(config, before), *check_fits(config)]
+            before[folder] = config
         problems |= {str(problem): problem for problem in found}
+    problems |= {str(problem): problem for problem in _check_idle(before)}
     if problems:
         raise InputError(list(problems.values()))
 
@@ -46,18 +50,29 @@ def submit_jobs(jobs: Sequence[PlannedJob]) -> dict[Path, JobRecord]:
     """Freeze and submit, in order; returns the job of every run folder.
 
     Raises:
-        SubmitError: a scheduler refused a job. Those before it are submitted.
+        SubmitError: a scheduler refused a job. Those before it are cancelled again.
     """
     records: dict[Path, JobRecord] = {}
     for job in jobs:
         _freeze(job)
     for job in jobs:
-        record = _submit(job, _request(job, records))
+        try:
+            record = _submit(job, _request(job, records))
+        except SubmitError:
+            _take_back(records.values())
+            raise
         for place, folder in enumerate(job.runs):
             own = replace(record, array_index=place) if job.tasks else record
             write_job(folder, own)
             records[folder] = own
     return records
+
+
+def _take_back(records: Iterable[JobRecord]) -> None:
+    """Cancel what has just been submitted. The first refusal is what the user needs to hear of."""
+    for record in records:
+        with suppress(SubmitError):
+            backend(record.kind).cancel(record)
 
 
 def _submit(job: PlannedJob, request: JobRequest) -> JobRecord:
@@ -73,17 +88,28 @@ def _submit(job: PlannedJob, request: JobRequest) -> JobRecord:
         raise
 
 
-def _check_idle(folder: Path) -> Iterator[Problem]:
-    """A run has one job."""
-    agent, record = read_agent(folder), read_job(folder)
-    if agent is not None and agent.is_alive():
-        who = f"process {agent.pid} on {agent.host} trains in {folder}"
-    elif record is not None and (state := backend(record.kind).states([record])[record.key]).is_live:
-        who = f"is submitted already: {record.kind} job {record.key} is {state.state}"
-    else:
-        return
-    message = f"{who}; choose another run.name, or `llmscale cancel {folder.name}` first"
-    yield Problem("run.name", folder.name, message)
+def _check_idle(folders: Iterable[Path]) -> Iterator[Problem]:
+    """A run has one job. Each scheduler is asked once."""
+    jobs: dict[str, dict[Path, JobRecord]] = defaultdict(dict)
+    for folder in folders:
+        agent, record = read_agent(folder), read_job(folder)
+        if agent is not None and agent.is_alive():
+            yield _busy(folder, f"process {agent.pid} on {agent.host} trains in {folder}")
+        elif record is not None:
+            jobs[record.kind][folder] = record
+    for kind, records in jobs.items():
+        states = backend(kind).states(list(records.values()))
+        for folder, record in records.items():
+            state = states[record.key]
+            if state.state == "unknown":
+                yield _busy(folder, f"has {kind} job {record.key}, which may still run ({state.reason})")
+            elif state.is_live:
+                yield _busy(folder, f"is submitted already: {kind} job {record.key} is {state.state}")
+
+
+def _busy(folder: Path, what: str) -> Problem:
+    message = f"{what}; choose another run.name, or `llmscale cancel {folder.name}` first"
+    return Problem("run.name", folder.name, message)
 
 
 def _request(job: PlannedJob, records: dict[Path, JobRecord]) -> JobRequest:

@@ -1,5 +1,6 @@
 """`cluster.kind=slurm`: runs and sweeps as batch jobs."""
 
+import re
 import shutil
 import subprocess
 import time
@@ -14,6 +15,7 @@ from llmscale_launcher.job import JobRecord, JobState, write_whole
 from llmscale_launcher.squeue import query_states
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
+UNSAFE = re.compile(r"[\x00-\x1f\x7f'\"\\%]")
 ANSWER_SECONDS = 60.0
 """How long SLURM's programs may take; they give up by themselves after MessageTimeout (10 s)."""
 
@@ -22,11 +24,16 @@ class SlurmBackend:
     has_arrays = True
 
     def check(self, config: Config) -> list[Problem]:
+        problems: list[Problem] = []
         missing = [program for program in PROGRAMS if shutil.which(program) is None]
-        if not missing:
-            return []
-        message = f"{', '.join(missing)} not found on PATH: submit from a login node of the cluster"
-        return [Problem("cluster.kind", "slurm", message)]
+        if missing:
+            message = f"{', '.join(missing)} not found on PATH: submit from a login node of the cluster"
+            problems.append(Problem("cluster.kind", config.cluster.kind, message))
+        for key, folder in (("run.root", config.run_folder.absolute()), ("working directory", Path.cwd())):
+            if UNSAFE.search(str(folder)):
+                message = "sbatch reads quotes, backslashes, % and line ends in paths as something else"
+                problems.append(Problem(key, repr(str(folder)), f"{message}; choose another folder"))
+        return problems
 
     def script(self, request: JobRequest) -> str:
         return batch_script(request)
