@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llmscale.commands.cluster_ray import ray_attempt, ray_driver, ray_job, ray_local
-from llmscale.commands.node import run_coordinator, run_node
+from llmscale.commands.node import run_coordinator, run_node, run_preflight
 from llmscale.run.supervise import Supervisor
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -27,6 +27,18 @@ def node(run_folder: RunFolder) -> None:
     LLMSCALE_RENDEZVOUS (HOST:PORT of the first node). Exit codes are those of `llmscale train`.
     """
     raise typer.Exit(run_node(run_folder))
+
+
+@app.command()
+def preflight(
+    run_folder: RunFolder,
+    seconds: Annotated[float, typer.Option(help="How long all of it may take.")] = 60.0,
+) -> None:
+    """Look at all nodes of a job at once, before it trains; run on every node, as `cluster node` is.
+
+    Exit codes: 0 every node is fit, 1 some are not (named in preflight.json of the run folder).
+    """
+    raise typer.Exit(run_preflight(run_folder, seconds))
 
 
 @app.command()
