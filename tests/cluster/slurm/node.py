@@ -56,7 +56,7 @@ class Node:
             self.machine.kill()
             self.machine = None
             # Connections that hang in the air would keep the dead machine's network for minutes.
-            self.login.run("ip", "link", "delete", self._port)
+            self.login.run("ip", "link", "delete", self._port, check=False)
 
     def cut(self) -> None:
         """Pull the network cable."""
