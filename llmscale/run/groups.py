@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.runtime.run_folder import CONFIG_NAME, run_folders
@@ -79,16 +79,12 @@ def _read_groups(root: Path, file: str) -> Sequence[RunGroup]:
 
 def _read_group(path: Path) -> RunGroup:
     content = json.loads(path.read_text())
-    members = [_member(entry) for entry in content["runs"]]
+    members = [_member(entry) for entry in content["runs" if path.name == "sweep.json" else "stages"]]
     # A run whose folder somebody has removed is no reason not to show the others.
     there = tuple(member for member in members if (member.folder / CONFIG_NAME).is_file())
     return RunGroup(content["name"], GROUP_FILES[path.name], there)
 
 
-def _member(entry: dict[str, object]) -> Member:
-    changes = entry.get("changes")
-    if isinstance(changes, dict):
-        note = " ".join(f"{key}={value}" for key, value in changes.items())
-    else:
-        note = str(entry.get("stage", ""))
-    return Member(Path(str(entry["run"])), note)
+def _member(entry: dict[str, Any]) -> Member:
+    changes = " ".join(f"{key}={value}" for key, value in entry.get("changes", {}).items())
+    return Member(Path(entry["run"]), changes or entry.get("name", ""))

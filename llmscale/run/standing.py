@@ -23,7 +23,7 @@ from llmscale.runtime.run_folder import AGENT_NAME, CONFIG_NAME, AgentRecord, re
 FRESH_SECONDS = 120.0
 """A run elsewhere that nobody can be asked about counts as running while its files are this new."""
 MARKER = "COMMITTED"
-_STEPS = re.compile(r"^train:\n(?:[ ].*\n)*?  steps: (\d+)\n(?:  stop_at: (\d+|null)\n)?", re.MULTILINE)
+_STEPS = re.compile(r"^train:\n(?:[ ].*\n)*?  steps: (\d+)\n  stop_at: (\d+|null)\n", re.MULTILINE)
 _FOLDER = re.compile(r"^step-(\d{8,})$")
 
 State = Literal[
@@ -158,7 +158,8 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
     requeues = [event for event in events if event.kind == "requeued"]
     known = job and states.get((job.kind, job.key), JobState("unknown", "its scheduler does not know it"))
     state, reason = _state(files, known)
-    if state == "starting" and job and job.depends_on and not starts:
+    waits = state == "starting" or (state == "pending" and reason == "Dependency")
+    if waits and job and job.depends_on and not starts:
         state, reason = "pending", f"waits for {', '.join(Path(run).name for run in job.depends_on)}"
     return RunStatus(
         name=files.folder.name,
@@ -239,7 +240,7 @@ def last_step(folder: Path) -> int:
         train = read_resolved(folder / CONFIG_NAME).train
         return min(train.steps, train.stop_at or train.steps)
     steps, stop_at = int(found[1]), found[2]
-    return steps if stop_at in (None, "null") else min(steps, int(stop_at))
+    return steps if stop_at == "null" else min(steps, int(stop_at))
 
 
 def newest_saved(folder: Path) -> int | None:
