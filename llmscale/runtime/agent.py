@@ -34,7 +34,7 @@ __all__ = ["EXIT_DONE", "EXIT_FAILED", "EXIT_NO_PROGRESS", "EXIT_SAVED", "Agent"
 POLL_SECONDS = 0.05
 REPORT_SECONDS = 0.25
 """Longest time between two reports over a link; what changes is told at once."""
-ABANDON_SECONDS = 60.0
+ABANDON_SECONDS = 30.0
 """How long to look for a coordinator that was there before."""
 
 
