@@ -29,8 +29,8 @@ EXIT_BAD_NODES = 1
 LIMIT_SECONDS = 60.0
 POLL_SECONDS = 0.02
 PING_SECONDS = 0.3
-CANARY_SECONDS = 10.0
-"""How long a shared folder may take to show a file of another node."""
+CANARY_SHARE = 0.25
+"""Part of the time that a shared folder may take to show a file of another node."""
 RESULT_NAME = "preflight.json"
 BAD_NODES_NAME = "bad_nodes.txt"
 
@@ -55,7 +55,8 @@ class Guest:
     meeting: Path
     measurement: Measurement
     probes: Probes
-    deadline: float
+    began: float
+    seconds: float
     nonce: str = ""
     nonce_since: float = 0.0
     clock_seconds: float = 0.0
@@ -69,7 +70,7 @@ class Guest:
         """The first node's verdict; None where none came in time."""
         self._leave_sign()
         self.measurement.start()
-        while self.verdict is None and time.monotonic() < self.deadline:
+        while self.verdict is None and time.monotonic() < self.began + self.seconds:
             now = time.monotonic()
             for line in self.link.poll(now):
                 self._hear(json.loads(line))
@@ -115,7 +116,7 @@ class Guest:
     def _looked(self, now: float) -> bool:
         if self.measurement.local is None or not self.nonce:
             return False
-        return self._sees_canary() or now - self.nonce_since > CANARY_SECONDS
+        return self._sees_canary() or now - self.nonce_since > CANARY_SHARE * self.seconds
 
     def _sees_canary(self) -> bool:
         path = self.meeting / CANARY
@@ -155,7 +156,6 @@ def check_node(
 ) -> int:
     """Take part in the preflight of all nodes; returns 0 where every node is fit, 1 where one is not."""
     probes = probes or Probes()
-    deadline = time.monotonic() + seconds
     first = environment.index == 0
     interface = config.cluster.interface
     meeting = meeting_folder(folder, environment.job, os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -173,7 +173,8 @@ def check_node(
         meeting,
         probes.measurement(probes.package, config.cluster.backend),
         probes,
-        deadline,
+        time.monotonic(),
+        seconds,
     )
     verdict = guest.run()
     if host is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import shutil
 import socket
@@ -18,10 +17,9 @@ from llmscale.run import preflight_measure
 from llmscale.run.preflight import Probes, check_node
 from llmscale.run.preflight_measure import Measurement
 from llmscale.runtime.link import TOKEN_NAME, read_token
+from llmscale.runtime.ranks import CONTEXT
 
-SECONDS = 20.0
-
-_context = multiprocessing.get_context("forkserver")
+SECONDS = 8.0
 
 
 class OtherVersion(Measurement):
@@ -41,14 +39,6 @@ class SlowLink(Measurement):
 
         preflight_measure._exchange = slow
         super().run()
-
-
-class NoWorld(Measurement):
-    """Looks at itself and never meets the others."""
-
-    def meet(self, world: preflight_measure.World) -> None:
-        self.link_trouble = "refused"
-        self.over = True
 
 
 class TwoGpus(Measurement):
@@ -84,9 +74,9 @@ class Preflight:
     def run(self) -> list[int]:
         """Exit code of every node that is there."""
         read_token(self.folder)
-        results = _context.SimpleQueue()
+        results = CONTEXT.SimpleQueue()
         processes = [
-            _context.Process(target=_node, args=(self, index, results), daemon=True)
+            CONTEXT.Process(target=_node, args=(self, index, results), daemon=True)
             for index, node in enumerate(self.nodes)
             if node.fault != "absent"
         ]
@@ -118,7 +108,6 @@ def _node(preflight: Preflight, index: int, results: Any) -> None:
     measurements = {
         "other version": OtherVersion,
         "slow link": SlowLink,
-        "no world": NoWorld,
         "gpus": TwoGpus,
     }
     probes = Probes(

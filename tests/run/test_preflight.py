@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from llmscale.runtime.events import read_events
+from llmscale.runtime.rank_variables import prepare_environment
+from llmscale.runtime.ranks import start_server
 from tests.run.preflight_nodes import SECONDS, Node, Preflight, free_port
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> None:
+    prepare_environment(processes=1, threads=1)
+    start_server(["tests.run.preflight_nodes"])
 
 
 def preflight(tmp_path: Path, *faults: str, gpus: int = 0) -> Preflight:
