@@ -108,7 +108,7 @@ def _follow(folder: Path, files: LogFiles) -> None:
     while True:
         over = False
         if time.monotonic() >= next_question:
-            over = read_status(folder).state not in LIVE
+            over = read_status(folder).state not in (*LIVE, "unknown")
             next_question = time.monotonic() + ASK_SECONDS
         # Read after the question: what was written before the end is printed before the end.
         files.print_new()

@@ -75,6 +75,14 @@ class Backend(Protocol):
         """
         ...
 
+    def kill(self, record: JobRecord) -> None:
+        """End a job that does not leave; what it has not saved is lost.
+
+        Raises:
+            SubmitError: the scheduler refused, in its own words.
+        """
+        ...
+
 
 class SubmitError(Exception):
     """A scheduler said no, or could not be reached. Carries what it said (exit code 1)."""

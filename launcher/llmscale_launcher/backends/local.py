@@ -1,5 +1,6 @@
 """`cluster.kind=local`: a detached supervisor on this machine in place of a scheduler."""
 
+import os
 import shlex
 import signal
 import socket
@@ -92,6 +93,13 @@ class LocalBackend:
             # It may end by itself in between.
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
+
+    def kill(self, record: JobRecord) -> None:
+        """The supervisor and its agent; ranks end with their agent."""
+        process = _process(record) if _host(record) == socket.gethostname() else None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _state(record: JobRecord) -> JobState:

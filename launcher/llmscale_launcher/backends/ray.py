@@ -102,6 +102,10 @@ class RayBackend:
         if server is not None:
             server.stop(record.id)
 
+    def kill(self, record: JobRecord) -> None:
+        """Nothing more than `cancel`: Ray itself kills what has not left, see `STOP_VARIABLES`."""
+        self.cancel(record)
+
 
 def _in_slurm(config: Config) -> bool:
     return config.cluster.ray.address is None and config.cluster.ray.within == "slurm"

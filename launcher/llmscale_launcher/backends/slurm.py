@@ -70,6 +70,11 @@ class SlurmBackend:
         _run("scontrol", "update", f"jobid={record.key}", "requeue=0")
         _run("scancel", "--batch", "--signal=USR1", record.key)
 
+    def kill(self, record: JobRecord) -> None:
+        """SLURM itself sends TERM first, and KILL after KillWait."""
+        if self.states([record])[record.key].is_live:
+            _run("scancel", record.key)
+
 
 def _dependencies(request: JobRequest) -> Iterator[str]:
     for earlier in request.after:
