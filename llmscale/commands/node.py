@@ -1,5 +1,6 @@
 """What is started once on every node of a job, whoever starts it: SLURM, Ray or a person."""
 
+import os
 from pathlib import Path
 
 from llmscale.config.load import read_resolved
@@ -24,6 +25,7 @@ def run_node(folder: Path) -> int:
         prepare_environment(config.cluster.processes_per_node, config.cluster.threads)
         # The server imports torch and all else that ranks need while this process imports torch too.
         start_server([task_module(config.task)], folder / "logs" / f"server-{environment.index}.log")
+        quiet_torch()
         from llmscale.run.launch import run_agent  # noqa: PLC0415 -- the server must not wait for it
 
         return run_agent(config, folder, environment)
@@ -36,6 +38,7 @@ def run_coordinator(folder: Path, host: str, port: int, written_to: Path) -> int
     config = read_resolved(folder / CONFIG_NAME)
 
     def run() -> int:
+        quiet_torch()
         from llmscale.run import launch  # noqa: PLC0415 -- torch takes its time
 
         return launch.run_coordinator(config, folder, host, port, written_to)
@@ -50,6 +53,12 @@ def run_preflight(folder: Path, seconds: float) -> int:
     from llmscale.run.preflight import check_node  # noqa: PLC0415 -- torch takes its time
 
     return check_node(folder, config, environment, seconds)
+
+
+def quiet_torch() -> None:
+    """Before torch is imported: keep it from saying at every start that it cannot look up its peers' names.
+    Ranks, which come from a server that runs already, say what they like."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def node_environment() -> NodeEnvironment:

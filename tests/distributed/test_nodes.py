@@ -145,6 +145,39 @@ def test_with_elasticity_the_others_go_on_and_the_lost_node_may_come_back(place:
     assert max(abs(line[3] - other[3]) for line, other in zip(steps, expected)) < 1e-5
 
 
+@pytest.mark.soak
+def test_an_agent_that_was_away_ends_its_ranks_and_joins_again(place: Place) -> None:
+    """Stopped for longer than the coordinator's patience: the others go on without it, and it must not
+    come back with ranks of old."""
+    with started(place, "away", *ELASTIC) as nodes:
+        until(lambda: nodes.run.last_step() >= 5, nodes)
+        nodes.agents[2].send_signal(signal.SIGSTOP)
+        until(lambda: len(nodes.run.events("restarted")) == 1, nodes)
+        until(lambda: nodes.run.last_step() > 12, nodes)
+        nodes.agents[2].send_signal(signal.SIGCONT)
+        until(lambda: len(nodes.run.events("restarted")) == 2, nodes)
+        nodes.agents[0].send_signal(signal.SIGTERM)
+        assert nodes.wait() == [75, 75, 75], nodes.logs()
+    assert [event.details["nodes"] for event in nodes.run.events("restarted")] == [2, 3]
+    steps = [line[0] for line in nodes.run.stream()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.soak
+def test_without_their_coordinator_agents_leave_and_another_attempt_goes_on(place: Place) -> None:
+    with started(place, "orphaned", *NODES, "train.steps=4000") as nodes:
+        until(lambda: nodes.run.last_step() >= 5, nodes)
+        nodes.agents[0].kill()
+        nodes.agents[0].wait()
+        assert nodes.agents[1].wait(90) == 75, nodes.logs()
+        committed = nodes.run.committed_steps()[-1]
+        nodes.agents = {index: nodes.start(index) for index in range(2)}
+        until(lambda: nodes.run.last_step() > committed + 3 and bool(nodes.run.events("resumed")), nodes)
+        nodes.agents[0].send_signal(signal.SIGTERM)
+        assert nodes.wait() == [75, 75], nodes.logs()
+    assert nodes.run.events("resumed")[-1].step >= committed
+
+
 def test_a_stopped_rank_is_named_and_restarted(place: Place) -> None:
     overrides = (
         *NODES,
