@@ -85,16 +85,17 @@ def _place(path: Path) -> tuple[int, str]:
 def logs(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
-    rank: Annotated[int | None, typer.Option(help="Only this rank; all if left out.")] = None,
-    job: Annotated[bool, typer.Option("--job", help="What the job itself has written.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Only this rank; all, and the job, if left out.")] = None,
+    job: Annotated[bool, typer.Option("--job", help="Only the script, the agents, the supervisor.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines of each file.")] = 20,
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")] = Path("runs"),
 ) -> None:
-    """What the ranks of a run have written. Following goes on over restarts and requeues."""
+    """What the job and the ranks of a run have written. Following goes on over restarts and requeues."""
     folder = find_run(run, root)
-    patterns = [JOB_LOG] if job else []
-    if rank is not None or not job:
-        patterns.append("rank-*.log" if rank is None else f"rank-{rank}.log")
+    if rank is None:
+        patterns = [JOB_LOG] if job else [JOB_LOG, "rank-*.log"]
+    else:
+        patterns = [JOB_LOG, f"rank-{rank}.log"] if job else [f"rank-{rank}.log"]
     files = LogFiles(folder / "logs", patterns, lines)
     files.print_new()
     if follow:
