@@ -44,12 +44,24 @@ def ray_attempt(run_folder: RunFolder) -> None:
 def ray_job(
     run_folder: RunFolder,
     address: Annotated[str, typer.Option(help="Job server of the Ray, http://HOST:PORT.")],
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines of the Ray, all of which must have joined.")
+    ] = 1,
 ) -> None:
     """Hand one attempt of a run to a Ray, pass signals on to it, and end with its exit code."""
+    follower = JobFollower(run_folder, JobServer(address, user_token()))
+    follower.listen()
     try:
-        job = JobFollower(run_folder, JobServer(address, user_token())).run()
+        follower.wait_for_machines(nodes)
     except SubmitError as error:
-        print(f"the run's Ray is gone: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from None
+    if follower.asked_to_stop:
+        raise typer.Exit(EXIT_SAVED)
+    try:
+        job = follower.run()
+    except SubmitError as error:
+        print(f"lost: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_SAVED) from None
     if job.exit_code is not None:
         raise typer.Exit(job.exit_code)

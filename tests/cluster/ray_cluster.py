@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -81,6 +82,15 @@ class RayCluster:
         children = psutil.Process(self.processes[node].pid).children(recursive=True)
         return next(child for child in children if child.name() == "raylet")
 
+    def living(self) -> list[int]:
+        """The nodes whose raylet was not killed."""
+        return [node for node, process in enumerate(self.processes) if process.poll() is None]
+
+    def node_of(self, process: psutil.Process) -> int:
+        """The node that a process was started on."""
+        raylet = next(parent for parent in process.parents() if parent.name() == "raylet")
+        return next(node for node in self.living() if self.raylet(node) == raylet)
+
     def kill_raylet(self, node: int) -> None:
         """SIGKILL, as when the machine is lost; what it leaves behind has to end by itself."""
         self.raylet(node).send_signal(signal.SIGKILL)
@@ -99,9 +109,9 @@ class RayCluster:
     def stop(self) -> None:
         for process in self.processes:
             process.terminate()
-        for process in self.processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+        deadline = time.monotonic() + 5
+        while self.living() and time.monotonic() < deadline:
+            time.sleep(0.1)
         end_marked(MARK, lambda value: value == str(self.folder))
         for process in self.processes:
             process.wait()
@@ -120,7 +130,9 @@ class RayCluster:
             *("/bin/bash", "-c", 'ulimit -c 0; exec "$@"', "raylet"),
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             *(f"--node-ip-address={address_of(node)}", f"--num-cpus={self.cpus}", f"--temp-dir={temporary}"),
-            *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false", *options),
+            *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false"),
+            # Every agent listens there on 127.0.0.1 too.
+            *(f"--dashboard-agent-listen-port={_free_port()}", *options),
         ]
         with (self.folder / f"node-{node}.log").open("wb") as log:
             process = subprocess.Popen(

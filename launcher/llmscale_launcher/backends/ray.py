@@ -18,8 +18,8 @@ from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
 from llmscale_launcher.backends.base import JobRequest, SubmitError
 from llmscale_launcher.backends.slurm import SlurmBackend
+from llmscale_launcher.batch_script import ray_script
 from llmscale_launcher.job import JobRecord, JobState, write_whole
-from llmscale_launcher.ray.batch_script import ray_script
 from llmscale_launcher.ray.jobs import STOP_VARIABLES, JobServer, RayJob, user_token
 from llmscale_launcher.ray.local import find_local_ray, local_ray
 from llmscale_launcher.ray.placement import ask_of
@@ -112,7 +112,7 @@ def _in_slurm(config: Config) -> bool:
 
 
 def _submit(server: JobServer, request: JobRequest, local: bool) -> JobRecord:
-    id = f"{re.sub(r'[^A-Za-z0-9.-]', '-', request.folder.name)}-{secrets.token_hex(4)}"
+    id = f"{request.folder.name}-{secrets.token_hex(4)}"
     server.submit(
         id,
         shlex.join(["/bin/bash", str(request.folder / SCRIPT_NAME)]),

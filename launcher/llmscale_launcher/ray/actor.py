@@ -6,6 +6,7 @@ of this class.
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -38,6 +39,10 @@ class NodeActor:
         self._process: subprocess.Popen[bytes] | None = None
         self._signals: list[signal.Signals] = []
         self._lock = threading.Lock()
+
+    def where(self) -> str:
+        """Name of the machine; who asks knows by the answer that the actor has been placed."""
+        return socket.gethostname()
 
     def run(self, start: AgentStart) -> int:
         """Run the agent to its end; returns its exit code, negative for a signal.

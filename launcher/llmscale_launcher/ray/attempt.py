@@ -204,9 +204,9 @@ class Attempt:
                 self.left[end.node] = end.exit_code
 
     def _wait_for_agents(self) -> None:
-        """Let agents leave that have heard the verdict; those without a machine never will."""
+        """Let agents leave that have heard the verdict; those that wait for a machine never will."""
         deadline = time.monotonic() + LEAVE_SECONDS
-        while self.nodes.have_agents and time.monotonic() < deadline:
+        while self.nodes.placed() and time.monotonic() < deadline:
             self._hear_ends()
 
     def say(self, text: str) -> None:

@@ -11,6 +11,8 @@ from llmscale_launcher.backends.base import SubmitError
 from llmscale_launcher.ray.jobs import STOP_VARIABLES, JobServer, RayJob
 
 POLL_SECONDS = 0.5
+JOIN_SECONDS = 300.0
+"""How long the machines of a Ray may take to join it."""
 SILENT_SECONDS = 60.0
 """How long the job server may fail to answer before it counts as dead."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -36,8 +38,6 @@ class JobFollower:
         Raises:
             SubmitError: the job server refuses the job, or has been silent for long.
         """
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
         command = [sys.executable, "-m", "llmscale", "cluster", "ray-attempt", str(self.run_folder)]
         entrypoint = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"
         self.server.submit(self.id, entrypoint, STOP_VARIABLES, {"run": str(self.run_folder)})
@@ -52,6 +52,31 @@ class JobFollower:
             except SubmitError:
                 if time.monotonic() - heard > SILENT_SECONDS:
                     raise
+            time.sleep(POLL_SECONDS)
+
+    def listen(self) -> None:
+        """Hear signals from now on."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def wait_for_machines(self, count: int) -> None:
+        """Wait until the job server answers and Ray has `count` machines, or somebody asks to stop.
+
+        Raises:
+            SubmitError: they have not all joined in time.
+        """
+        deadline = time.monotonic() + JOIN_SECONDS
+        said = "it has not answered so far"
+        while not self.asked_to_stop:
+            try:
+                found = self.server.machines()
+                if found >= count:
+                    return
+                said = f"it has {found} of {count} machines"
+            except SubmitError as error:
+                said = str(error)
+            if time.monotonic() > deadline:
+                raise SubmitError(f"the Ray at {self.server.address} is not whole in time: {said}")
             time.sleep(POLL_SECONDS)
 
     def _look(self) -> RayJob:

@@ -82,6 +82,11 @@ class JobServer:
         found = cast(list[dict[str, Any]], self._ask("GET", "/api/jobs/"))
         return {item["submission_id"]: _as_job(item) for item in found if item.get("submission_id")}
 
+    def machines(self) -> int:
+        """How many machines of this Ray are alive."""
+        listed = self._object("GET", "/api/v0/nodes?limit=10000")["data"]["result"]["result"]
+        return sum(node["state"] == "ALIVE" for node in listed)
+
     def logs(self, id: str) -> str:
         """Everything that the entrypoint has written."""
         return str(self._object("GET", f"/api/jobs/{urllib.parse.quote(id)}/logs")["logs"])

@@ -17,6 +17,8 @@ class _Slot:
     """A node of the run and who works there now."""
 
     actor: Any
+    where: Any
+    """Reference to the name of the machine, once it has been placed."""
     ended: Any
     """Reference to the exit code that `NodeActor.run` returns."""
     machine: str | None
@@ -100,6 +102,14 @@ class RayNodes:
         """Whether any agent runs, or waits for its bundle."""
         return bool(self._slots)
 
+    def placed(self) -> list[int]:
+        """Nodes whose agent has found its machine, and has not been told to have ended."""
+        where = {slot.where: node for node, slot in self._slots.items()}
+        if not where:
+            return []
+        ready, _ = _ray().wait(list(where), num_returns=len(where), timeout=0)
+        return [where[reference] for reference in ready]
+
     @property
     def bundles(self) -> range:
         """The nodes that have a bundle."""
@@ -142,7 +152,7 @@ class RayNodes:
             )
         )
         actor = make.remote()
-        self._slots[node] = _Slot(actor, actor.run.remote(start), machine)
+        self._slots[node] = _Slot(actor, actor.where.remote(), actor.run.remote(start), machine)
 
     def _release(self) -> None:
         if self._group is not None:
