@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmscale.config.cluster import ClusterSection
 from llmscale_launcher.backends.base import JobRequest
+from llmscale_launcher.ray.placement import ask_of
 from llmscale_launcher.template import Lines, Value, Words, render, templates_folder
 
 SCRIPT_NAME = "job.sbatch"
@@ -47,6 +48,8 @@ def script_values(request: JobRequest) -> dict[str, Value]:
         "IN_CONTAINER": Words(tuple(_apptainer(request))),
         "SRUN_OPTIONS": Words(tuple(_srun_options(request))),
         "NODES": str(cluster.nodes),
+        "CPUS": str(ask_of(cluster).cpus),
+        "GPUS": str(cluster.gpus_per_node),
         "DASHBOARD_HOST": cluster.ray.dashboard_host,
         "EXPORT": Lines(tuple(f"{name}={shlex.quote(value)}" for name, value in cluster.environment.items())),
         "SETUP": Lines(tuple(cluster.setup)),
