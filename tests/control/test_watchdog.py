@@ -1,4 +1,4 @@
-"""The watchdog over synthetic traces: no alarm without a reason, and every hang and straggler found in time."""
+"""The watchdog over synthetic traces: no alarm without a reason, every hang and straggler found in time."""
 
 import random
 from collections.abc import Iterator
