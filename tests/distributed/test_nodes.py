@@ -104,15 +104,7 @@ def test_two_nodes_train_what_one_does_and_a_killed_rank_is_named(place: Place) 
     assert_same_run(nodes.run, oracle)
 
 
-def test_a_signal_to_one_node_saves_on_all(place: Place) -> None:
-    with started(place, "signalled", *NODES, "train.steps=400") as nodes:
-        until(lambda: nodes.run.last_step() >= 4, nodes)
-        nodes.agents[1].send_signal(signal.SIGUSR1)
-        assert nodes.wait() == [75, 75], nodes.logs()
-    assert nodes.run.committed_steps()[-1] == nodes.run.last_step()
-    assert nodes.run.events("preempted") and not nodes.run.events("failed")
-
-
+@pytest.mark.soak
 def test_without_elasticity_a_lost_node_ends_the_attempt(place: Place) -> None:
     overrides = (*NODES, "train.steps=400", "cluster.node_lost_seconds=3")
     with started(place, "lost", *overrides) as nodes:
@@ -178,7 +170,7 @@ def test_without_their_coordinator_agents_leave_and_another_attempt_goes_on(plac
     assert nodes.run.events("resumed")[-1].step >= committed
 
 
-def test_a_stopped_rank_is_named_and_restarted(place: Place) -> None:
+def test_a_stopped_rank_is_named_and_restarted_and_a_signal_to_one_node_saves_on_all(place: Place) -> None:
     overrides = (
         *NODES,
         "train.steps=300",
@@ -192,8 +184,11 @@ def test_a_stopped_rank_is_named_and_restarted(place: Place) -> None:
         until(lambda: bool(nodes.run.events("restarted")), nodes, 15)
         before = nodes.run.last_step()
         until(lambda: nodes.run.last_step() > before, nodes)
-        nodes.agents[0].send_signal(signal.SIGTERM)
+        nodes.agents[1].send_signal(signal.SIGUSR1)
         assert nodes.wait() == [75, 75], nodes.logs()
+    # A signal to any of the nodes saves on all of them.
+    assert nodes.run.committed_steps()[-1] == nodes.run.last_step()
+    assert nodes.run.events("preempted")
     (named,) = nodes.run.events("hanging")
     assert (named.details["rank"], named.details["cause"]) == (2, "is stopped by a signal")
     assert [event.details["failure"] for event in nodes.run.events("failed")] == ["hang"]
