@@ -178,7 +178,7 @@ def elastic_counts(config: Config) -> Iterator[Problem]:
     if elastic is None:
         return
     key = "cluster.elastic.min_nodes"
-    counts = [count for count in range(1, nodes) if _fits_nodes(config, count)]
+    counts = [count for count in range(1, nodes) if fits_nodes(config, count)]
     if elastic.min_nodes > nodes:
         yield Problem(key, elastic.min_nodes, f"is more than cluster.nodes = {nodes}")
     elif elastic.min_nodes < nodes and not any(count >= elastic.min_nodes for count in counts):
@@ -189,7 +189,8 @@ def elastic_counts(config: Config) -> Iterator[Problem]:
         yield Problem(key, elastic.min_nodes, message)
 
 
-def _fits_nodes(config: Config, nodes: int) -> bool:
+def fits_nodes(config: Config, nodes: int) -> bool:
+    """Whether layout and batch size work with another number of nodes."""
     cluster = config.cluster.model_copy(update={"nodes": nodes})
     fewer = config.model_copy(update={"cluster": cluster})
     return not any(problem for rule in OF_WORLD_SIZE for problem in rule(fewer))

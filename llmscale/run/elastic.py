@@ -1,6 +1,6 @@
 """The same run on fewer nodes: which numbers of them work."""
 
-from llmscale.config.checks import check_config
+from llmscale.config.checks import fits_nodes
 from llmscale.config.schema import Config
 
 
@@ -8,7 +8,7 @@ def usable_nodes(config: Config) -> frozenset[int]:
     """Numbers of nodes that layout and batch size work with, from `elastic.min_nodes` to `cluster.nodes`."""
     cluster = config.cluster
     fewest = cluster.elastic.min_nodes if cluster.elastic else cluster.nodes
-    fewer = (nodes for nodes in range(fewest, cluster.nodes) if not check_config(with_nodes(config, nodes)))
+    fewer = (nodes for nodes in range(fewest, cluster.nodes) if fits_nodes(config, nodes))
     return frozenset({cluster.nodes, *fewer})
 
 
