@@ -90,7 +90,20 @@ class Submitted:
 
     @property
     def job(self) -> int:
-        return int(self.record["id"])
+        """Id of the job; of a task of an array, once it has begun, the task's own."""
+        number, index = int(self.record["id"]), self.record["array_index"]
+        return number if index is None else self.cluster.array_task(number, index)
+
+    def job_when_begun(self, seconds: float = 120) -> int:
+        """Id of the job of a task of an array."""
+
+        def found() -> int | None:
+            try:
+                return self.job
+            except StopIteration:
+                return None
+
+        return wait_until(found, f"the task of {self.run.folder} has begun", seconds) or 0
 
     def rank_pid(self, rank: int) -> int:
         """The newest process of a rank, as its node numbers it."""

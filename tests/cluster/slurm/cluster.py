@@ -78,8 +78,18 @@ class SlurmCluster:
     def job(self, number: int) -> Job:
         return next(job for job in self.squeue() if job["job_id"] == number)
 
-    def state(self, number: int) -> str:
-        return self.job(number)["job_state"]
+    def array_task(self, array: int, index: int) -> int:
+        """Id of the job that a task of an array became; it has one of its own once it has begun.
+
+        Raises:
+            StopIteration: it has not.
+        """
+        own = (
+            job["job_id"]
+            for job in self.squeue()
+            if (job["array_job_id"], job["array_task_id"]) == (array, index) and not job["array_task_string"]
+        )
+        return next(own)
 
     def restarts(self, number: int) -> int:
         """How often the job was requeued."""

@@ -1,0 +1,159 @@
+"""What the commands for jobs do on a real SLURM: sweeps, pipelines, status, logs, cancel, the preflight."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.runs import DP2, SlurmPlace
+from tests.cluster.waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+def standing(place: SlurmPlace, name: str = "") -> dict[str, dict[str, Any]]:
+    """What `llmscale status` says, by run."""
+    told = json.loads(
+        place.llmscale("status", *([name] if name else []), "--root", str(place.root), "--json")
+    )
+    return {run["name"]: run for run in told}
+
+
+def test_sweep_is_a_job_array(slurm_place: SlurmPlace) -> None:
+    cluster = slurm_place.cluster
+    sections = yaml.safe_load(slurm_place.config.read_text())
+    sections["sweep"] = {"optimizer.lr": [0.001, 0.002], "train.seed": [1, 2]}
+    slurm_place.config.write_text(yaml.safe_dump(sections))
+    slurm_place.llmscale("submit", str(slurm_place.config), "run.name=tries", "train.steps=5")
+    group = json.loads((slurm_place.root / "tries" / "sweep.json").read_text())
+    names = [run["run"].rsplit("/", 1)[1] for run in group["runs"]]
+    runs = [slurm_place.submitted(name) for name in names]
+    array = int(runs[0].record["id"])
+    assert [run.record["array_index"] for run in runs] == [0, 1, 2, 3]
+    for run in runs:
+        cluster.wait_for(run.job_when_begun(), "COMPLETED", seconds=180)
+    done = [[f"{array}_{index}", "COMPLETED", "0:0"] for index in range(4)]
+    wait_until(lambda: sorted(cluster.sacct(array)) == done, "sacct says that all tasks are done", 20)
+    assert len({tuple(run.run.stream()) for run in runs}) == 4
+    found = standing(slurm_place, "tries")
+    assert {name: run["state"] for name, run in found.items()} == dict.fromkeys(names, "done")
+
+
+PIPELINE: dict[str, Any] = {
+    "name": "three",
+    "stages": [
+        {"name": "first", "config": "slurm.yaml", "overrides": {"train.steps": 6}},
+        {"name": "second", "config": "slurm.yaml", "overrides": {"train.steps": 4, "train.seed": 2}},
+        {"name": "third", "config": "slurm.yaml", "overrides": {"train.steps": 3, "train.seed": 3}},
+    ],
+}
+
+
+def test_pipeline_of_three_stages(slurm_place: SlurmPlace) -> None:
+    cluster = slurm_place.cluster
+    path = slurm_place.place.folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"pipeline": PIPELINE}))
+    slurm_place.llmscale("submit", str(path))
+    group = json.loads((slurm_place.root / "three" / "pipeline.json").read_text())
+    stages = [slurm_place.submitted(stage["run"].rsplit("/", 1)[1]) for stage in group["stages"]]
+    waiting = [cluster.job(stage.job)["dependency"] for stage in stages]
+    assert waiting[0] == ""
+    assert [text.partition("(")[0] for text in waiting[1:]] == [
+        f"afterok:{stage.job}" for stage in stages[:2]
+    ]
+    for stage in stages:
+        stage.finish()
+    jobs = [cluster.job(stage.job) for stage in stages]
+    assert all(before["end_time"] <= after["start_time"] for before, after in zip(jobs, jobs[1:]))
+    assert [stage.run.last_step() for stage in stages] == [6, 4, 3]
+    for before, after in zip(stages, stages[1:]):
+        config = yaml.safe_load((after.run.folder / "config.yaml").read_text())
+        assert config["train"]["init_from"] == str(before.run.folder)
+        # It begins where the stage before ended, not at the loss of weights made of nothing.
+        assert after.run.stream()[0][3] < before.run.stream()[0][3]
+    found = standing(slurm_place, "three")
+    assert [run["state"] for run in found.values()] == ["done", "done", "done"]
+
+
+def test_failed_stage_stops_the_pipeline(slurm_place: SlurmPlace) -> None:
+    """What waits for a stage that failed never starts, and leaves the queue."""
+    path = slurm_place.place.folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"pipeline": PIPELINE}))
+    slurm_place.llmscale("submit", str(path), "cluster.setup=[exit 1]")
+    group = json.loads((slurm_place.root / "three" / "pipeline.json").read_text())
+    stages = [slurm_place.submitted(stage["run"].rsplit("/", 1)[1]) for stage in group["stages"]]
+    stages[0].end("FAILED")
+    for stage in stages[1:]:
+        stage.end("CANCELLED")
+        assert stage.run.events("started") == []
+
+
+def test_cancel_saves_and_is_final(slurm_place: SlurmPlace) -> None:
+    cluster = slurm_place.cluster
+    submitted = slurm_place.submit("doomed", *DP2, "train.steps=100000", "checkpoint.every=100000")
+    submitted.wait_for_step(5)
+    running = standing(slurm_place)["doomed"]
+    assert (running["state"], running["job"]["id"]) == ("running", str(submitted.job))
+    slurm_place.cancel("doomed")
+    assert cluster.job(submitted.job)["job_state"] not in ("RUNNING", "PENDING", "COMPLETING")
+    steps = [line[0] for line in submitted.run.stream()]
+    assert submitted.run.committed_steps() == steps[-1:]
+    assert standing(slurm_place)["doomed"]["state"] in ("saved", "cancelled")
+    assert cluster.restarts(submitted.job) == 0
+    assert cluster.sacct(submitted.job)[-1][1] != "REQUEUED"
+
+
+def test_cancel_of_a_waiting_job(slurm_place: SlurmPlace) -> None:
+    cluster = slurm_place.cluster
+    cluster.sbatch("--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
+    submitted = slurm_place.submit("waiting")
+    assert standing(slurm_place)["waiting"]["state"] == "pending"
+    slurm_place.cancel("waiting")
+    submitted.end("CANCELLED")
+    assert submitted.run.events("started") == []
+
+
+def test_logs(slurm_place: SlurmPlace) -> None:
+    """`logs -f` ends with the run, and has shown it all."""
+    submitted = slurm_place.submit("told", "train.steps=12")
+    text = slurm_place.llmscale("logs", "told", "-f", "--job", "--root", str(slurm_place.root), seconds=180)
+    submitted.finish()
+    assert "saved step 3" in text and "saved step 12" in text
+
+
+def test_preflight_names_the_bad_node(slurm_place: SlurmPlace) -> None:
+    """A node that sees a copy of the run folder on a disk of its own instead of the shared one."""
+    place, cluster = slurm_place, slurm_place.cluster
+    layout = ("cluster.nodes=2", "cluster.preflight=true", "train.steps=6")
+    refused = place.submit("named", *layout, "cluster.options=['--hold', '--nodelist=node[1-2]']")
+    excluded = place.submit("without", *layout, "cluster.options=[--hold]", "cluster.exclude_bad_nodes=true")
+    bad = cluster.nodes["node2"]
+    bad.run("cp", "--archive", str(place.root), "/dev/shm/runs")
+    bad.run("mount", "--bind", "/dev/shm/runs", str(place.root))
+
+    cluster.run("scontrol", "release", str(refused.job))
+    refused.end("FAILED")
+    assert list(refused.wait_for_event("preflight_failed").details["bad_nodes"]) == ["node2"]
+    assert refused.run.events("started") == []
+
+    cluster.run("scontrol", "release", str(excluded.job))
+    excluded.finish()
+    bad.switch_off()
+    assert cluster.restarts(excluded.job) == 1
+    job = cluster.job(excluded.job)
+    assert job["excluded_nodes"] == "node2"
+    assert job["nodes"] in ("node[1,3]", "node[3-4]")
+
+
+def test_unreachable_node_is_named(slurm_place: SlurmPlace) -> None:
+    """srun cannot even start a task on a node that the first node does not reach."""
+    cluster = slurm_place.cluster
+    bad = cluster.nodes["node2"]
+    bad.cut_from(cluster.nodes["node1"])
+    layout = ("cluster.nodes=2", "cluster.preflight=true", "train.steps=6")
+    submitted = slurm_place.submit("unreachable", *layout, "cluster.exclude_bad_nodes=true")
+    submitted.finish()
+    assert list(submitted.run.events("preflight_failed")[0].details["bad_nodes"]) == ["node2"]
+    assert cluster.restarts(submitted.job) == 1
+    assert cluster.job(submitted.job)["excluded_nodes"] == "node2"
