@@ -1,13 +1,18 @@
 """`logs` over files that come and grow, `cancel` by way of a scheduler that only remembers."""
 
 import json
+import signal
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
+from llmscale_launcher.backends.local import LocalBackend
 
 from llmscale.commands import cancel as cancel_module
 from llmscale.commands import logs as logs_module
@@ -170,3 +175,21 @@ def test_what_is_over_cannot_be_cancelled(tmp_path: Path, scheduler: FakeSchedul
     make_run(tmp_path / "runs", events=["submitted", "started", "finished"], job=slurm_job("5"))
     with pytest.raises(InputError, match="does not run; it is done"):
         cancel("run", tmp_path / "runs", 0, False)
+
+
+def test_an_agent_that_its_supervisor_left_alone(tmp_path: Path, monkeypatch: Patch) -> None:
+    """The supervisor was killed, the agent trains on: it is seen, and asked itself."""
+    monkeypatch.setattr(cancel_module, "ASK_SECONDS", 0.02)
+    with subprocess.Popen(["/bin/true"]) as supervisor:
+        job = LocalBackend().record(supervisor.pid, ())
+    folder = make_run(tmp_path, events=["submitted", "started"], job=job)
+    with subprocess.Popen(["/bin/sleep", "60"]) as agent:
+        record = {"pid": agent.pid, "created": psutil.Process(agent.pid).create_time()}
+        (folder / "agent.json").write_text(json.dumps({**record, "host": socket.gethostname()}))
+        assert read_status(folder).state == "starting"
+        reaper = threading.Thread(target=agent.wait)
+        reaper.start()
+        assert cancelled(tmp_path, "run", wait=20) == 0
+        reaper.join()
+        assert agent.returncode == -signal.SIGTERM
+    assert read_status(folder).state == "cancelled"
