@@ -18,7 +18,8 @@ AGENT = """
 import os, signal, subprocess, sys, time
 child = subprocess.Popen(["sleep", "600"])
 signal.signal(signal.SIGUSR1, lambda *_: (child.kill(), os._exit(75)))
-print("up", os.getpid(), child.pid, os.environ.get("OMP_NUM_THREADS"), os.environ["NAME"], os.getpgid(0), flush=True)
+threads, name = os.environ.get("OMP_NUM_THREADS"), os.environ["NAME"]
+print("up", os.getpid(), child.pid, threads, name, os.getpgid(0), flush=True)
 while True:
     time.sleep(600)
 """
