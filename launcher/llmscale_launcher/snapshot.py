@@ -28,13 +28,17 @@ GIT_SECONDS = 20.0
 
 
 def freeze_code(folder: Path) -> None:
-    """Copy the packages, `configs/` and `slurm/` to `folder/code`, in place of an older copy."""
+    """Copy the packages, `configs/` and `slurm/` to `folder/code`, in place of an older copy.
+
+    They lie there as in an installed wheel, so everything finds its files by the same rules.
+    """
     fresh = Path(tempfile.mkdtemp(dir=folder, prefix=f".{CODE_NAME}."))
     skip = shutil.ignore_patterns("__pycache__", "*.pyc")
     for package in PACKAGES:
         shutil.copytree(package_folder(package), fresh / package, ignore=skip)
-    for name, source in (("configs", configs_folder()), ("slurm", templates_folder())):
-        shutil.copytree(source, fresh / name, ignore=skip, dirs_exist_ok=True)
+    data = {"llmscale/configs": configs_folder(), "llmscale_launcher/slurm": templates_folder()}
+    for place, source in data.items():
+        shutil.copytree(source, fresh / place, ignore=skip, dirs_exist_ok=True)
     fresh.chmod(0o755)
     replace_code(folder, fresh)
 

@@ -41,8 +41,8 @@ class TemplateError(Exception):
 
 
 def templates_folder() -> Path:
-    """The shipped `slurm/`: at the root of a checkout and of a snapshot, in the package in a wheel."""
-    return CHECKOUT_TEMPLATES if CHECKOUT_TEMPLATES.is_dir() else INSTALLED_TEMPLATES
+    """The shipped `slurm/`: at the root of a checkout, inside this package in a wheel and in a snapshot."""
+    return INSTALLED_TEMPLATES if INSTALLED_TEMPLATES.is_dir() else CHECKOUT_TEMPLATES
 
 
 def placeholders(template: str) -> set[str]:

@@ -1,6 +1,7 @@
 """Rules over several keys: one small function a rule, each yields what is wrong and the way out."""
 
 from collections.abc import Callable, Iterator
+from math import isqrt
 
 from llmscale.config import cluster_checks
 from llmscale.config.problems import Problem
@@ -178,15 +179,30 @@ def elastic_counts(config: Config) -> Iterator[Problem]:
     if elastic is None:
         return
     key = "cluster.elastic.min_nodes"
-    counts = [count for count in range(1, nodes) if fits_nodes(config, count)]
+    counts = [count for count in _smaller_counts(config) if count < nodes]
     if elastic.min_nodes > nodes:
         yield Problem(key, elastic.min_nodes, f"is more than cluster.nodes = {nodes}")
     elif elastic.min_nodes < nodes and not any(count >= elastic.min_nodes for count in counts):
         known = f"{_list(counts)} would do" if counts else "no smaller number would do either"
-        message = (
-            f"layout and batch size work with none of {elastic.min_nodes} to {nodes - 1} nodes; {known}"
-        )
+        message = f"layout and batch size work with none of {elastic.min_nodes} to {nodes - 1} nodes; {known}"
         yield Problem(key, elastic.min_nodes, message)
+
+
+def _smaller_counts(config: Config) -> list[int]:
+    """Numbers of nodes that layout and batch size work with, in order; found from the replicas, which
+    divide the microbatches of a step."""
+    parallel, ranks = config.parallel, config.cluster.processes_per_node
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+    worlds = [
+        replicas * model_ranks
+        for replicas in _divisors(config.train.global_batch_size // config.train.micro_batch_size)
+    ]
+    return [world // ranks for world in worlds if world % ranks == 0 and fits_nodes(config, world // ranks)]
+
+
+def _divisors(number: int) -> list[int]:
+    small = [factor for factor in range(1, isqrt(number) + 1) if number % factor == 0]
+    return sorted({*small, *(number // factor for factor in small)})
 
 
 def fits_nodes(config: Config, nodes: int) -> bool:

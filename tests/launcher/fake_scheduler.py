@@ -1,4 +1,4 @@
-"""sbatch, squeue, scontrol and scancel that only remember: small programs to put first on PATH.
+"""SLURM's programs that only remember: small ones to put first on PATH.
 
 scheduler = FakeScheduler(tmp_path / "slurm")
 monkeypatch.setenv("PATH", scheduler.path)
@@ -45,7 +45,19 @@ fi
 exit 0
 """
 
-PROGRAMS = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": "", "scancel": ""}
+SCONTROL = """\
+[[ $1 == show ]] && cat "$folder/job"
+exit 0
+"""
+
+SRUN = """\
+step=${@: -2:1}  # of `... -m llmscale cluster STEP RUN`
+[[ -e $folder/steps/$step ]] || exit 0
+export RUN=${@: -1}
+exec bash "$folder/steps/$step"
+"""
+
+PROGRAMS = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "scancel": "", "srun": SRUN}
 
 
 class FakeScheduler:
@@ -54,10 +66,11 @@ class FakeScheduler:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.programs = folder / "bin"
-        for made in (self.programs, folder / "jobs", folder / "refusals"):
+        for made in (self.programs, folder / "jobs", folder / "refusals", folder / "steps"):
             made.mkdir(parents=True)
         (folder / "last_id").write_text("0\n")
         (folder / "calls").touch()
+        self.set_job()
         for name, body in PROGRAMS.items():
             program = self.programs / name
             program.write_text(REMEMBER.format(folder=folder) + body)
@@ -86,6 +99,14 @@ class FakeScheduler:
         """What squeue says from now on of job `ID` or `ID_INDEX`; `state` in SLURM's words."""
         line = f"{key}|{state}|{reason}|{nodes}|{exit_code << 8}|{restarts}|\n"
         (self.folder / "jobs" / key).write_text(line)
+
+    def set_job(self, state: str = "RUNNING", excluded: str = "(null)") -> None:
+        """What `scontrol show job` says from now on."""
+        (self.folder / "job").write_text(f"JobId=1 JobState={state} Restarts=0 ExcNodeList={excluded}\n")
+
+    def set_step(self, name: str, script: str) -> None:
+        """What `srun` of `llmscale cluster NAME RUN` does: lines of bash, with the run folder in $RUN."""
+        (self.folder / "steps" / name).write_text(script)
 
     def forget(self, key: str) -> None:
         """squeue knows the job no more, as some minutes after its end."""
