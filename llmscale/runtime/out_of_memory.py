@@ -44,14 +44,15 @@ def speaks_of_memory(lines: Sequence[str]) -> bool:
     return any(_WORDS.search(line) for line in lines)
 
 
-def kernel_kills(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> int:
-    """How many processes the kernel has ended for want of memory: in this process's cgroup and those
-    above it (version 2) or in it (version 1), and on the whole machine where it counts that.
+def kernel_kills(
+    own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS, machine: Path = Path("/proc/vmstat")
+) -> int:
+    """A number that rises when the kernel ends a process for want of memory: in this process's cgroup or
+    one above it, or on the whole machine where that is counted.
 
     Taken before ranks start and after one died of SIGKILL; if it has risen, that was why.
     """
-    counts = [_count(path) for path in [*_counters(own, root), Path("/proc/vmstat")]]
-    return max(counts, default=0)
+    return sum(_count(path) for path in {*_counters(own, root), machine})
 
 
 def _counters(own: Path, root: Path) -> Iterator[Path]:
