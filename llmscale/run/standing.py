@@ -22,6 +22,8 @@ from llmscale.runtime.run_folder import AGENT_NAME, CONFIG_NAME, AgentRecord, re
 
 FRESH_SECONDS = 120.0
 """A run elsewhere that nobody can be asked about counts as running while its files are this new."""
+VERDICTS = (1, 2, 3)
+"""Exit codes that the run itself ends with when it fails."""
 MARKER = "COMMITTED"
 _STEPS = re.compile(r"^train:\n(?:[ ].*\n)*?  steps: (\d+)\n  stop_at: (\d+|null)\n", re.MULTILINE)
 _FOLDER = re.compile(r"^step-(\d{8,})$")
@@ -223,12 +225,17 @@ def _live(files: _Files, ending: Event | None, since: float) -> tuple[State, str
 
 
 def _over(files: _Files, ending: Event | None, job: JobState | None) -> tuple[State, str | None]:
-    if ending is not None and ending.kind == "failed":
-        return ("cancelled" if files.cancelled else "failed"), ending.details.get("cause")
+    events = files.since_submitted
+    if ending is None and events and events[-1].kind == "preflight_failed":
+        ending = events[-1]
     if files.cancelled:
-        return "cancelled", None
-    if ending is not None:
+        return "cancelled", ending.details.get("cause") if ending is not None else None
+    if ending is not None and ending.kind == "preempted":
         return "saved", "can go on"
+    if ending is not None:
+        return "failed", ending.details.get("cause")
+    if job is not None and job.exit_code in VERDICTS:
+        return "failed", f"exit code {job.exit_code}, see logs/job.log"
     return "gone", job.reason if job and job.reason else "its processes ended without a word"
 
 

@@ -55,6 +55,14 @@ CASES: dict[str, tuple[str, list[EventLine], int, bool, Stand]] = {
     "is done": ("COMPLETED", ["submitted", "started", "finished"], 7, False, ("done", None)),
     "failed": ("FAILED", ["submitted", "started", FAILED], 7, False, ("failed", "killed by SIGKILL")),
     "no more requeues": ("FAILED", ["submitted", "started", "preempted"], 7, False, ("saved", "can go on")),
+    "unfit nodes": (
+        "FAILED",
+        ["submitted", ("preflight_failed", {"cause": "node2: clock"})],
+        0,
+        False,
+        ("failed", "node2: clock"),
+    ),
+    "said nothing": ("FAILED 2", ["submitted"], 0, False, ("failed", "exit code 2, see logs/job.log")),
     "was killed": ("TIMEOUT", ["submitted", "started"], 7, False, ("gone", "TIMEOUT")),
     "was forgotten": ("", ["submitted", "started"], 7, False, ("gone", "its processes ended without a word")),
     "an old end does not count": (
@@ -73,7 +81,8 @@ def test_states(tmp_path: Path, scheduler: FakeScheduler, case: str) -> None:
     folder = make_run(tmp_path / "runs", events=events, step=step, job=slurm_job("5"))
     if said:
         state, _, reason = said.partition(" ")
-        scheduler.set_state("5", state, reason=reason or "None", nodes="node[1-2]")
+        code = int(reason) if reason.isdigit() else 0
+        scheduler.set_state("5", state, reason=reason or "None", nodes="node[1-2]", exit_code=code)
     if cancelled:
         (folder / ".cancelled").touch()
     found = read_status(folder)
