@@ -76,7 +76,7 @@ def _documents(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
     documents: list[dict[str, Any]] = []
     for group in groups:
         for member, run in zip(group.members, found):
-            document = {**asdict(run), "folder": str(run.folder), "seconds_left": run.seconds_left}
+            document = {**asdict(run), "folder": str(run.folder)}
             belongs = None if group.kind == "run" else {"kind": group.kind, "name": group.name}
             documents.append({**document, "group": belongs, "note": member.note})
     return documents

@@ -2,9 +2,10 @@
 
 import re
 import socket
+import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,13 @@ from llmscale.run.endings import CANCELLED_NAME, last_ending
 from llmscale.runtime.events import FILE_NAME as EVENTS_NAME
 from llmscale.runtime.events import Event, newest_events
 from llmscale.runtime.metrics import FILE_NAME as METRICS_NAME
-from llmscale.runtime.metrics import last_metrics
+from llmscale.runtime.metrics import last_metrics, newest_metrics
 from llmscale.runtime.run_folder import AGENT_NAME, CONFIG_NAME, AgentRecord, read_agent
 
 FRESH_SECONDS = 120.0
 """A run elsewhere that nobody can be asked about counts as running while its files are this new."""
+SPEED_STEPS = 20
+"""Steps that the time that is left is judged by."""
 VERDICTS = (1, 2, 3)
 """Exit codes that the run itself ends with when it fails."""
 MARKER = "COMMITTED"
@@ -69,14 +72,9 @@ class RunStatus:
     job: JobRecord | None
     nodes: str | None
     """Where the scheduler has put it."""
-    depends_on: list[str] = field(default_factory=list[str])
-
-    @property
-    def seconds_left(self) -> float | None:
-        """By the speed of the last step; None for a run that does not run."""
-        if self.state != "running" or not self.metrics:
-            return None
-        return (self.steps - self.step) * float(self.metrics["step_seconds"])
+    depends_on: list[str]
+    seconds_left: float | None
+    """By the speed of the last steps; None for a run that does not run."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +161,14 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
     waits = state == "starting" or (state == "pending" and reason == "Dependency")
     if waits and job and job.depends_on and not starts:
         state, reason = "pending", f"waits for {', '.join(Path(run).name for run in job.depends_on)}"
+    step, steps = int(files.metrics.get("step", 0)), last_step(files.folder)
     return RunStatus(
         name=files.folder.name,
         folder=files.folder,
         state=state,
         reason=reason,
-        step=int(files.metrics.get("step", 0)),
-        steps=last_step(files.folder),
+        step=step,
+        steps=steps,
         saved=newest_saved(files.folder),
         metrics=files.metrics,
         restarts=sum(event.kind == "restarted" for event in current),
@@ -178,7 +177,13 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
         job=job,
         nodes=known.nodes if known else files.agent.host if files.agent else None,
         depends_on=job.depends_on if job else [],
+        seconds_left=(steps - step) * _step_seconds(files.folder) if state == "running" else None,
     )
+
+
+def _step_seconds(folder: Path) -> float:
+    """The mean of the last steps; one alone may have had to wait."""
+    return statistics.fmean(line["step_seconds"] for line in newest_metrics(folder, SPEED_STEPS))
 
 
 def _state(files: _Files, job: JobState | None) -> tuple[State, str | None]:

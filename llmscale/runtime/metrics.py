@@ -14,6 +14,7 @@ from llmscale.runtime.hooks import Hook, RunStart, StepRecord
 from llmscale.runtime.lines import read_lines
 
 FILE_NAME = "metrics.jsonl"
+TAIL_BYTES = 65536
 SUPERSEDED_NAME = "metrics.superseded.jsonl"
 
 Metrics = dict[str, Any]
@@ -85,13 +86,21 @@ def read_metrics(run_folder: Path) -> list[Metrics]:
 
 def last_metrics(run_folder: Path) -> Metrics | None:
     """The newest whole line, read from the end of the file."""
+    newest = newest_metrics(run_folder, 1)
+    return newest[-1] if newest else None
+
+
+def newest_metrics(run_folder: Path, lines: int) -> list[Metrics]:
+    """The last whole lines, oldest first; fewer where they do not fit into the end that is read."""
     path = run_folder / FILE_NAME
     if not path.exists():
-        return None
+        return []
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 65536))
+        start = max(0, size - TAIL_BYTES)
+        file.seek(start)
         tail = file.read()
-    whole, _, _ = tail.rpartition(b"\n")
-    last = whole.rpartition(b"\n")[2]
-    return json.loads(last) if last else None
+    whole = tail.rpartition(b"\n")[0].split(b"\n")
+    if start:
+        del whole[0]  # it may have begun before what was read
+    return [json.loads(line) for line in whole[-lines:] if line]

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from llmscale.runtime.hooks import RunStart, StepRecord
-from llmscale.runtime.metrics import MetricsWriter, last_metrics, read_metrics
+from llmscale.runtime.metrics import TAIL_BYTES, MetricsWriter, last_metrics, newest_metrics, read_metrics
 
 
 def record(step: int, loss: float) -> StepRecord:
@@ -77,3 +77,16 @@ def test_loss_that_is_not_finite_is_kept(tmp_path: Path) -> None:
 def test_no_file_yet(tmp_path: Path) -> None:
     assert last_metrics(tmp_path) is None
     assert read_metrics(tmp_path) == []
+
+
+def test_newest_lines_are_read_from_the_end(tmp_path: Path) -> None:
+    assert newest_metrics(tmp_path, 3) == []
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert [line["step"] for line in newest_metrics(tmp_path, 2)] == [2, 3]
+    assert [line["step"] for line in newest_metrics(tmp_path, 20)] == [1, 2, 3]
+    long = [json.dumps({"step": step, "padding": "x" * 1000}) for step in range(200)]
+    path.write_text("\n".join(long) + "\n")
+    newest = [line["step"] for line in newest_metrics(tmp_path, 200)]
+    assert newest == list(range(200 - len(newest), 200))
+    assert 0.9 * TAIL_BYTES < len(newest) * len(long[0]) < TAIL_BYTES
