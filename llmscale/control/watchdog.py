@@ -8,6 +8,7 @@ A straggler does not stop the run, and in lockstep its steps take as long as eve
 it does in that time: it works (or is stopped) while the others wait for it.
 """
 
+import itertools
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,12 @@ RESTART_FACTOR = 20.0
 BLIND_SECONDS = 2.5
 """Longest time between two looks. After a longer one the watch begins anew: it was the watchman who slept."""
 
-WINDOW_STEPS = 7
-WINDOW_SECONDS = 1.0
-"""A rank straggles when it does so in two windows in a row, each at least this long."""
-STRAGGLER_RATIO = 1.7
+WINDOWS = 3
+WINDOW_STEPS = 5
+WINDOW_SECONDS = 0.7
+"""A rank straggles when it does so in three windows in a row, each at least this long: one pause, such as a
+collection of garbage, fills one window, or parts of two."""
+STRAGGLER_RATIO = 1.4
 STRAGGLER_SHARE = 0.5
 RECOVERED_RATIO = 1.2
 
@@ -173,8 +176,8 @@ class _Stragglers:
         if not training or before is None or blind:
             return None
         self._add(now - before[0], before[1], beats)
-        shares = self._shares_of_two_windows()
-        return self._judge(*shares) if shares else None
+        shares = self._shares_of_windows()
+        return self._judge(shares) if shares else None
 
     def _add(self, seconds: float, before: Mapping[int, Beat], beats: Mapping[int, Beat]) -> None:
         last = self.readings[-1] if self.readings else _Reading(0, 0.0, dict.fromkeys(self.peers, 0.0))
@@ -185,15 +188,17 @@ class _Stragglers:
         step = min(beat.step for beat in beats.values())
         self.readings.append(_Reading(step, last.seconds + seconds, busy))
 
-    def _shares_of_two_windows(self) -> tuple[dict[int, float], dict[int, float]] | None:
-        newest = self.readings[-1]
-        middle = self._start_of_window(newest)
-        oldest = middle and self._start_of_window(middle)
-        if middle is None or oldest is None:
-            return None
-        while self.readings[0].step < oldest.step:
+    def _shares_of_windows(self) -> list[dict[int, float]]:
+        """Of the newest windows, the newest first; none before there are enough."""
+        ends = [self.readings[-1]]
+        while len(ends) <= WINDOWS:
+            start = self._start_of_window(ends[-1])
+            if start is None:
+                return []
+            ends.append(start)
+        while self.readings[0].step < ends[-1].step:
             self.readings.popleft()
-        return _shares(oldest, middle), _shares(middle, newest)
+        return [_shares(start, end) for end, start in itertools.pairwise(ends)]
 
     def _start_of_window(self, end: _Reading) -> _Reading | None:
         for reading in reversed(self.readings):
@@ -201,18 +206,18 @@ class _Stragglers:
                 return reading
         return None
 
-    def _judge(self, earlier: dict[int, float], later: dict[int, float]) -> Straggler | None:
-        both = {
-            rank: (_ratio(earlier, rank, peers), _ratio(later, rank, peers))
+    def _judge(self, shares: list[dict[int, float]]) -> Straggler | None:
+        windows = {
+            rank: [_ratio(window, rank, peers) for window in shares]
             for rank, peers in self.peers.items()
             if peers
         }
-        self.named = {rank for rank in self.named if max(both[rank]) > RECOVERED_RATIO}
-        ratios = {rank: min(pair) for rank, pair in both.items()}
+        self.named = {rank for rank in self.named if max(windows[rank]) > RECOVERED_RATIO}
+        ratios = {rank: min(values) for rank, values in windows.items()}
         if not ratios:
             return None
         rank = max(ratios, key=lambda one: ratios[one])
-        if ratios[rank] < STRAGGLER_RATIO or later[rank] < STRAGGLER_SHARE or rank in self.named:
+        if ratios[rank] < STRAGGLER_RATIO or shares[0][rank] < STRAGGLER_SHARE or rank in self.named:
             return None
         self.named.add(rank)
         return Straggler(rank, ratios[rank])

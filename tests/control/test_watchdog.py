@@ -127,7 +127,7 @@ def test_a_straggler_is_found_within_twenty_steps(step_seconds: float, seed: int
         (trace.step, verdict) for now, beats in trace.looks(400) if (verdict := watchdog.observe(now, beats))
     ]
     assert [verdict.rank for _, verdict in found if isinstance(verdict, Straggler)] == [seed % 4], found
-    seconds = 3.0  # two windows of a second, and looks in between
+    seconds = 3.0  # three windows, and looks in between
     fewest_steps = seconds / (2 * step_seconds)
     assert found[0][0] - 100 <= max(20, fewest_steps)
 
