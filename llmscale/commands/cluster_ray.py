@@ -11,7 +11,7 @@ from llmscale_launcher.ray.attempt import Attempt
 from llmscale_launcher.ray.follow import JobFollower
 from llmscale_launcher.ray.guard import guarded
 from llmscale_launcher.ray.jobs import JobServer, user_token
-from llmscale_launcher.ray.local import Keeper
+from llmscale_launcher.ray.local import IDLE_SECONDS, Keeper
 
 from llmscale.control.requeue import EXIT_DONE, EXIT_FAILED, EXIT_SAVED
 from llmscale.run.endings import last_ending
@@ -73,6 +73,9 @@ def ray_job(
 def ray_local(
     cpus: Annotated[int, typer.Option(min=1, help="CPUs that Ray counts on this machine.")],
     dashboard_host: Annotated[str, typer.Option(help="Address that the dashboard listens on.")] = "127.0.0.1",
+    idle_seconds: Annotated[
+        float, typer.Option(min=0, help="How long to stay without a job.")
+    ] = IDLE_SECONDS,
 ) -> None:
     """Be the parent of a Ray on this machine, until nobody has used it for a while."""
-    raise typer.Exit(Keeper(cpus, dashboard_host).run())
+    raise typer.Exit(Keeper(cpus, dashboard_host, idle_seconds).run())

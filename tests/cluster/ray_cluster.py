@@ -131,6 +131,7 @@ class RayCluster:
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             *(f"--node-ip-address={address_of(node)}", f"--num-cpus={self.cpus}", f"--temp-dir={temporary}"),
             *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false"),
+            *("--min-worker-port=0", "--max-worker-port=0"),
             # Every agent listens there on 127.0.0.1 too.
             *(f"--dashboard-agent-listen-port={_free_port()}", *options),
         ]

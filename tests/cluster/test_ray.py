@@ -1,6 +1,7 @@
 """Runs on a real Ray of three raylets: raylets, ranks, agents, drivers die; the numbers stay the same."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -157,14 +158,15 @@ def test_a_stage_waits_for_the_one_before(ray: RayCluster, place: RayPlace) -> N
 def test_without_the_token_nothing_is_told(ray: RayCluster, place: RayPlace) -> None:
     for token, said in ((None, "asks for a token"), ("0" * 64, "does not take this token")):
         stranger = JobServer(ray.address, token)
-        for ask in (
+        calls = (
             stranger.version,
             stranger.jobs,
-            lambda: stranger.submit("x", "true", {}, {}),
-            lambda: stranger.stop("x"),
-        ):
+            partial(stranger.submit, "x", "true", {}, {}),
+            partial(stranger.stop, "x"),
+        )
+        for call in calls:
             with pytest.raises(SubmitError, match=said):
-                ask()
+                call()
     refused = RayPlace(place.place, {}).llmscale("submit", "ray.yaml", "run.name=stranger", check=False)
     assert refused.returncode == 2
     assert "RAY_AUTH_TOKEN_PATH" in refused.stderr

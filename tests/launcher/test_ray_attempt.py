@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ signal.signal(signal.SIGTERM, save)
 while not (folder / "verdict").exists():
     time.sleep(0.01)
 sys.exit(int((folder / "verdict").read_text()))
+"""
+
+PREFLIGHT = """
+import os, pathlib, sys
+assert os.environ["LLMSCALE_RENDEZVOUS"] == "127.0.0.1:2" and "LLMSCALE_COORDINATOR" not in os.environ
+folder, node = pathlib.Path(sys.argv[1]), os.environ["LLMSCALE_NODE"]
+(folder / f"looked-at-{node}").touch()
+sys.exit(1 if (folder / "bad").exists() else 0)
 """
 
 
@@ -85,6 +94,9 @@ class ThreadNodes:
     def placed(self) -> list[int]:
         return list(self.actors)
 
+    def first_endpoint(self) -> str:
+        return "127.0.0.1:2"
+
     def start(self, node: int, start: AgentStart) -> None:
         actor = self.actors[node] = NodeActor()
 
@@ -126,9 +138,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def attempt(folder: Path, room: int = 2, ran_before: bool = False, **cluster: object) -> Attempt:
     (folder / "logs").mkdir()
-    section = {"kind": "ray", "nodes": 2, **cluster}
+    section = {"kind": "ray", "nodes": 2, "preflight": False, **cluster}
     write_resolved(Config.model_validate({"cluster": section}), folder / "config.yaml")
-    commands = Commands((sys.executable, "-c", COORDINATOR), (sys.executable, "-c", AGENT))
+    commands = Commands(*((sys.executable, "-c", script) for script in (COORDINATOR, AGENT, PREFLIGHT)))
     made = Attempt(folder, ran_before, commands)
     made.nodes = ThreadNodes(made.nodes.ask, room)  # pyright: ignore[reportAttributeAccessIssue]
     return made
@@ -189,13 +201,13 @@ def test_signal_is_passed_on_once(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 def test_agents_that_all_leave_by_themselves_end_the_attempt(tmp_path: Path) -> None:
     made = attempt(tmp_path)
-    made.commands = Commands(made.commands.coordinate, (sys.executable, "-c", "raise SystemExit(2)"))
+    made.commands = replace(made.commands, node=(sys.executable, "-c", "raise SystemExit(2)"))
     assert made.run() == 2
 
 
 def test_coordinator_that_does_not_start_ends_the_attempt(tmp_path: Path) -> None:
     made = attempt(tmp_path)
-    made.commands = Commands((sys.executable, "-c", "raise SystemExit(2)"), made.commands.node)
+    made.commands = replace(made.commands, coordinate=(sys.executable, "-c", "raise SystemExit(2)"))
     assert made.run() == 2
     assert not list(tmp_path.glob("node-*"))
 
@@ -238,6 +250,22 @@ def test_setup_environment_and_directory_reach_the_agent(
     seen = (
         "import os; print(os.getcwd(), os.environ['MORE'], os.environ['LLMSCALE_JOB']); raise SystemExit(2)"
     )
-    made.commands = Commands(made.commands.coordinate, (sys.executable, "-c", seen))
+    made.commands = replace(made.commands, node=(sys.executable, "-c", seen))
     assert made.run() == 2
     assert (tmp_path / "logs" / "node-0.log").read_text() == f"{tmp_path} it's-more {made.name}\n"
+
+
+def test_preflight_looks_at_every_node_before_training(tmp_path: Path) -> None:
+    act = meanwhile(lambda: end(tmp_path, 2, 0))
+    assert attempt(tmp_path, preflight=True).run() == 0
+    act.join()
+    assert len(list(tmp_path.glob("looked-at-*"))) == 2
+
+
+def test_nothing_is_trained_on_nodes_that_are_not_fit(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad").touch()
+    assert attempt(tmp_path, preflight=True).run() == 1
+    assert not list(tmp_path.glob("node-*"))
+    assert "preflight.json" in capfd.readouterr().out

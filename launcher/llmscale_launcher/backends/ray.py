@@ -9,10 +9,12 @@ import os
 import re
 import secrets
 import shlex
+import socket
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
@@ -55,7 +57,7 @@ class RayBackend:
         options = [f"--{earlier.until}={earlier.folder}" for earlier in request.after]
         python = request.config.cluster.python or sys.executable
         command = [python, "-m", "llmscale", "cluster", "ray-driver", str(request.folder), *options]
-        environment = request.config.cluster.environment
+        environment = _code_variables(request) | request.config.cluster.environment
         log = shlex.quote(str(request.folder / LOG_NAME))
         return "\n".join(
             [
@@ -64,7 +66,6 @@ class RayBackend:
                 "ulimit -c 0",
                 # Ray asks every process of a job to stop; the log has to outlive those that write to it.
                 f"exec > >(trap '' TERM INT; exec tee -a {log}) 2>&1",
-                f"export PYTHONPATH={shlex.quote(str(request.code))}",
                 *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
                 f"cd {shlex.quote(str(request.directory))} || exit 1",
                 f"exec {shlex.join(command)}",
@@ -79,26 +80,24 @@ class RayBackend:
         write_whole(script, self.script(request), 0o700)
         ray = request.config.cluster.ray
         if ray.address is not None:
-            return _submit(JobServer(ray.address, user_token()), request, local=False)
+            return _submit(JobServer(ray.address, user_token()), request, host=None)
         ask = ask_of(request.config.cluster)
         # CPUs of a local Ray are a count, not cores: a laptop may run more ranks than it has cores.
         cpus = max(os.cpu_count() or 1, ask.cpus * ask.nodes)
         with local_ray(cpus, ray.dashboard_host) as found:
-            return _submit(found.server(), request, local=True)
+            return _submit(found.server(), request, host=socket.gethostname())
 
     def states(self, records: Sequence[JobRecord]) -> dict[str, JobState]:
-        by_server: dict[tuple[str, bool], list[JobRecord]] = defaultdict(list)
+        by_place: dict[RayPlace, list[JobRecord]] = defaultdict(list)
         for record in records:
-            place = record.cluster or {}
-            by_server[place["address"], place["local"]].append(record)
+            by_place[_place(record)].append(record)
         states: dict[str, JobState] = {}
-        for (address, local), group in by_server.items():
-            states |= _states(address, local, group)
+        for place, group in by_place.items():
+            states |= _states(place, group)
         return states
 
     def cancel(self, record: JobRecord) -> None:
-        place = record.cluster or {}
-        server = _server(place["address"], place["local"])
+        server = _place(record).server()
         if server is not None:
             server.stop(record.id)
 
@@ -107,16 +106,49 @@ class RayBackend:
         self.cancel(record)
 
 
+@dataclass(frozen=True)
+class RayPlace:
+    """Where a job was handed over."""
+
+    address: str
+    """Of the job server."""
+    host: str | None
+    """Machine whose local Ray it is; None for a Ray that others look after."""
+
+    def server(self) -> JobServer | None:
+        """The job server; None where that was a local Ray which has ended.
+
+        Raises:
+            SubmitError: the local Ray of another machine, which cannot be reached from here.
+        """
+        if self.host is None:
+            return JobServer(self.address, user_token())
+        if self.host != socket.gethostname():
+            raise SubmitError(f"it runs on the local Ray of {self.host}, which only {self.host} can reach")
+        found = find_local_ray()
+        return found.server() if found is not None and found.address == self.address else None
+
+
+def _place(record: JobRecord) -> RayPlace:
+    place = record.cluster or {}
+    return RayPlace(place["address"], place["host"])
+
+
 def _in_slurm(config: Config) -> bool:
     return config.cluster.ray.address is None and config.cluster.ray.within == "slurm"
 
 
-def _submit(server: JobServer, request: JobRequest, local: bool) -> JobRecord:
+def _code_variables(request: JobRequest) -> dict[str, str]:
+    """Has Python take the copy of the code, also where the job works in a checkout."""
+    return {"PYTHONPATH": str(request.code), "PYTHONSAFEPATH": "1"}
+
+
+def _submit(server: JobServer, request: JobRequest, host: str | None) -> JobRecord:
     id = f"{request.folder.name}-{secrets.token_hex(4)}"
     server.submit(
         id,
         shlex.join(["/bin/bash", str(request.folder / SCRIPT_NAME)]),
-        variables={"PYTHONPATH": str(request.code), **STOP_VARIABLES},
+        variables={**_code_variables(request), **STOP_VARIABLES},
         metadata={"run": str(request.folder)},
     )
     return JobRecord(
@@ -124,25 +156,15 @@ def _submit(server: JobServer, request: JobRequest, local: bool) -> JobRecord:
         id=id,
         array_index=None,
         submitted=time.time(),
-        cluster={"address": server.address, "local": local},
+        cluster={"address": server.address, "host": host},
         depends_on=[str(earlier.folder) for earlier in request.after],
     )
 
 
-def _server(address: str, local: bool) -> JobServer | None:
-    """The job server at `address`; None where that was a local Ray which has ended."""
-    if not local:
-        return JobServer(address, user_token())
-    found = find_local_ray()
-    return found.server() if found is not None and found.address == address else None
-
-
-def _states(address: str, local: bool, records: Sequence[JobRecord]) -> dict[str, JobState]:
-    server = _server(address, local)
-    if server is None:
-        return {record.key: JobState("ended", "its local Ray has ended") for record in records}
+def _states(place: RayPlace, records: Sequence[JobRecord]) -> dict[str, JobState]:
     try:
-        jobs = server.jobs()
+        server = place.server()
+        jobs = server.jobs() if server is not None else {}
     except SubmitError as error:
         return {record.key: JobState("unknown", str(error)) for record in records}
     return {record.key: _state(jobs.get(record.id)) for record in records}
@@ -150,7 +172,7 @@ def _states(address: str, local: bool, records: Sequence[JobRecord]) -> dict[str
 
 def _state(job: RayJob | None) -> JobState:
     if job is None:
-        return JobState("ended", "its Ray has forgotten it, or was started anew")
+        return JobState("ended", "its Ray has ended, or was started anew")
     if job.is_over:
         return JobState("ended", job.status.lower(), exit_code=job.exit_code)
     return JobState("pending" if job.status == "PENDING" else "running", job.message or None)

@@ -20,6 +20,13 @@ SET_BY_RAY = "OMP_NUM_THREADS"
 """Ray sets it to the CPUs of the bundle, which all ranks of the node share; the agent divides them."""
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as candidate:
+        candidate.bind(("", 0))
+        return int(candidate.getsockname()[1])
+
+
 @dataclass(frozen=True)
 class AgentStart:
     """How to start a node's agent."""

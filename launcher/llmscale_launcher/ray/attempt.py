@@ -26,6 +26,7 @@ from llmscale_launcher.ray.placement import (
     smaller_sizes,
 )
 
+EXIT_DONE = 0
 EXIT_FAILED = 1
 
 POLL_SECONDS = 0.25
@@ -48,6 +49,7 @@ class Commands:
 
     coordinate: tuple[str, ...]
     node: tuple[str, ...]
+    preflight: tuple[str, ...]
 
 
 def llmscale_commands(config: Config) -> Commands:
@@ -56,6 +58,7 @@ def llmscale_commands(config: Config) -> Commands:
     return Commands(
         coordinate=(sys.executable, "-m", "llmscale", "cluster", "coordinate"),
         node=(python, "-m", "llmscale", "cluster", "node"),
+        preflight=(python, "-m", "llmscale", "cluster", "preflight"),
     )
 
 
@@ -84,6 +87,8 @@ class Attempt:
         try:
             if not self._reserve():
                 return self._without_place()
+            if (code := self._preflight()) != EXIT_DONE:
+                return code
             coordinator = CoordinatorProcess(
                 self.commands.coordinate, self.folder, self.nodes.own_address(), self._variables()
             )
@@ -135,6 +140,26 @@ class Attempt:
         self.say(f"found no place in time. {shortage(self.nodes.ask, machines)}")
         return exit_code_without_place(self.nodes.ask, machines, self.ran_before)
 
+    def _preflight(self) -> int:
+        """Have all nodes looked at before training; returns 0 where they are fit."""
+        if not self.config.cluster.preflight:
+            return EXIT_DONE
+        variables = {
+            "LLMSCALE_RENDEZVOUS": self.nodes.first_endpoint(),
+            "LLMSCALE_NODES": str(len(self.nodes.bundles)),
+        }
+        for node in self.nodes.bundles:
+            self.nodes.start(node, self._start_of(node, self.commands.preflight, variables))
+        codes: list[int] = []
+        while self.nodes.have_agents and self.stop_signal is None:
+            for end in self.nodes.poll(POLL_SECONDS):
+                codes.append(EXIT_AGAIN if end.exit_code is None else shell_exit_code(end.exit_code))
+        if self.stop_signal is not None:
+            return EXIT_AGAIN
+        if max(codes) != EXIT_DONE:
+            self.say(f"preflight failed, see {self.folder / 'preflight.json'}")
+        return max(codes)
+
     def _keep_agents(self, coordinator: CoordinatorProcess) -> int:
         """See to it that every node has an agent until the coordinator has ended; returns its verdict."""
         address = coordinator.address()
@@ -159,21 +184,24 @@ class Attempt:
         return shell_exit_code(coordinator.end())
 
     def _place(self, node: int, coordinator: str, machine: str | None = None) -> None:
-        variables = {"LLMSCALE_NODE": str(node), "LLMSCALE_COORDINATOR": coordinator}
-        setup = "\n".join(self.config.cluster.setup)
-        script = f'ulimit -c 0\ncd "$1" || exit 1\nshift\n{setup}\nexec "$@"'
-        command = (*self.commands.node, str(self.folder))
-        start = AgentStart(
-            command=("/bin/bash", "-c", script, "agent", str(Path.cwd()), *command),
-            variables={**self.config.cluster.environment, **self._variables(), **variables},
-            run_folder=self.folder,
-            attempt=self.name,
-            log=self.folder / "logs" / f"node-{node}.log",
-        )
+        start = self._start_of(node, self.commands.node, {"LLMSCALE_COORDINATOR": coordinator})
         if machine is None:
             self.nodes.start(node, start)
         else:
             self.nodes.start_on(machine, node, start)
+
+    def _start_of(self, node: int, command: tuple[str, ...], variables: dict[str, str]) -> AgentStart:
+        cluster = self.config.cluster
+        setup = "\n".join(cluster.setup)
+        script = f'ulimit -c 0\ncd "$1" || exit 1\nshift\n{setup}\nexec "$@"'
+        arguments = (str(Path.cwd()), *command, str(self.folder))
+        return AgentStart(
+            command=("/bin/bash", "-c", script, "agent", *arguments),
+            variables=cluster.environment | self._variables() | {"LLMSCALE_NODE": str(node)} | variables,
+            run_folder=self.folder,
+            attempt=self.name,
+            log=self.folder / "logs" / f"node-{node}.log",
+        )
 
     def _variables(self) -> dict[str, str]:
         return {"LLMSCALE_NODES": str(self.nodes.ask.nodes), "LLMSCALE_JOB": self.name}

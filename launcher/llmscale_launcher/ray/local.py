@@ -56,9 +56,9 @@ class LocalRay:
 
 
 def state_folder() -> Path:
-    """Private folder that says where the local Ray is."""
+    """Private folder that says where the local Ray is. A home may be shared by machines, a Ray is of one."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = (Path(cache) / "llmscale" / "ray").absolute()
+    folder = (Path(cache) / "llmscale" / "ray" / socket.gethostname()).absolute()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     return folder
@@ -163,7 +163,7 @@ class Keeper:
             *(f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}"),
             *(f"--temp-dir={self.temporary}", f"--num-cpus={self.cpus}"),
             *(f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"),
-            "--include-log-monitor=false",
+            *("--include-log-monitor=false", "--min-worker-port=0", "--max-worker-port=0"),
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -213,6 +213,7 @@ class Keeper:
             ray.wait(STOP_SECONDS)
         _end_processes()
         ray.wait()
+        (state_folder() / "ray.json").unlink(missing_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _on_signal(self, _number: int, _frame: object) -> None:

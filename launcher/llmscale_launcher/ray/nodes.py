@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from llmscale_launcher.ray.actor import AgentStart, NodeActor
+from llmscale_launcher.ray.actor import AgentStart, NodeActor, free_port
 from llmscale_launcher.ray.placement import Ask, Machine
 
 CALLS_AT_ONCE = 4
@@ -76,6 +76,14 @@ class RayNodes:
             if node["Alive"]
         ]
 
+    def first_endpoint(self) -> str:
+        """HOST:PORT at which the first node can listen, and the others reach it."""
+        strategy = _strategies().PlacementGroupSchedulingStrategy(self._group, 0)
+        asked = _ray().remote(free_port).options(num_cpus=0, scheduling_strategy=strategy).remote()
+        machine = self._machine_of_bundle()[0]
+        address = next(one.address for one in self.machines() if one.id == machine)
+        return f"{address}:{_ray().get(asked)}"
+
     def start(self, node: int, start: AgentStart) -> None:
         """Put an agent onto `node`'s bundle. Waits for the bundle where its machine has been lost."""
         strategy = _strategies().PlacementGroupSchedulingStrategy(self._group, node)
@@ -88,8 +96,8 @@ class RayNodes:
 
     def unoccupied(self) -> list[Machine]:
         """Machines that could hold a node and have none of this run."""
-        table = _ray().util.placement_group_table(self._group)
-        taken = {*table["bundles_to_node_id"].values(), *(slot.machine for slot in self._slots.values())}
+        by_name = (slot.machine for slot in self._slots.values())
+        taken = {*self._machine_of_bundle().values(), *by_name}
         return [one for one in self.machines() if one.holds(self.ask) and one.id not in taken]
 
     @property
@@ -153,6 +161,9 @@ class RayNodes:
         )
         actor = make.remote()
         self._slots[node] = _Slot(actor, actor.where.remote(), actor.run.remote(start), machine)
+
+    def _machine_of_bundle(self) -> dict[int, str]:
+        return dict(_ray().util.placement_group_table(self._group)["bundles_to_node_id"])
 
     def _release(self) -> None:
         if self._group is not None:
