@@ -11,6 +11,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,20 +28,31 @@ TOKEN_BYTES = 32
 GIT_SECONDS = 20.0
 
 
-def freeze_code(folder: Path) -> None:
+def freeze_code(folder: Path, twin: Path | None = None) -> None:
     """Copy the packages, `configs/` and `slurm/` to `folder/code`, in place of an older copy.
 
-    They lie there as in an installed wheel, so everything finds its files by the same rules.
+    They lie there as in an installed wheel, so everything finds its files by the same rules. `twin` is a
+    folder that has just been given the same copy: its files are shared, where the file system can.
     """
     fresh = Path(tempfile.mkdtemp(dir=folder, prefix=f".{CODE_NAME}."))
-    skip = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for package in PACKAGES:
-        shutil.copytree(package_folder(package), fresh / package, ignore=skip)
-    data = {"llmscale/configs": configs_folder(), "llmscale_launcher/slurm": templates_folder()}
-    for place, source in data.items():
-        shutil.copytree(source, fresh / place, ignore=skip, dirs_exist_ok=True)
+    if twin is not None:
+        shutil.copytree(twin / CODE_NAME, fresh, dirs_exist_ok=True, copy_function=_link_or_copy)
+    else:
+        skip = shutil.ignore_patterns("__pycache__", "*.pyc")
+        for package in PACKAGES:
+            shutil.copytree(package_folder(package), fresh / package, ignore=skip)
+        data = {"llmscale/configs": configs_folder(), "llmscale_launcher/slurm": templates_folder()}
+        for place, source in data.items():
+            shutil.copytree(source, fresh / place, ignore=skip, dirs_exist_ok=True)
     fresh.chmod(0o755)
     replace_code(folder, fresh)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def link_code(folder: Path, owner: Path) -> None:
@@ -70,21 +82,42 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def freeze_git(folder: Path) -> None:
-    """Write commit, branch and uncommitted changes of the checkout that the code comes from.
+@dataclass(frozen=True)
+class GitState:
+    """Of the checkout that the code comes from. Code that was installed has its version only."""
 
-    Code that was installed rather than checked out has its version only.
-    """
-    state: dict[str, object] = {"version": version("llmscale"), "commit": None, "branch": None, "dirty": None}
+    version: str
+    commit: str | None = None
+    branch: str | None = None
+    dirty: bool | None = None
+    difference: str = ""
+    """Uncommitted changes, as `git diff HEAD` shows them."""
+
+
+def read_git() -> GitState:
+    """The state of the code as it lies there now."""
     source = package_folder("llmscale").parent
-    if (source / ".git").exists():
-        difference = _git(source, "diff", "--no-ext-diff", "--no-color", "HEAD")
-        state["commit"] = (_git(source, "rev-parse", "HEAD") or "").strip() or None
-        state["branch"] = (_git(source, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None
-        state["dirty"] = None if difference is None else bool(difference)
-        if difference:
-            write_whole(folder / DIFF_NAME, difference)
-    write_whole(folder / GIT_NAME, json.dumps(state, indent=1) + "\n")
+    if not (source / ".git").exists():
+        return GitState(version("llmscale"))
+    difference = _git(source, "diff", "--no-ext-diff", "--no-color", "HEAD")
+    return GitState(
+        version=version("llmscale"),
+        commit=(_git(source, "rev-parse", "HEAD") or "").strip() or None,
+        branch=(_git(source, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None,
+        dirty=None if difference is None else bool(difference),
+        difference=difference or "",
+    )
+
+
+def freeze_git(folder: Path, state: GitState) -> None:
+    """Write `git.json` and, of uncommitted changes, `git.diff`."""
+    described = asdict(state)
+    difference = described.pop("difference")
+    write_whole(folder / GIT_NAME, json.dumps(described, indent=1) + "\n")
+    if difference:
+        write_whole(folder / DIFF_NAME, difference)
+    else:
+        (folder / DIFF_NAME).unlink(missing_ok=True)
 
 
 def freeze_token(folder: Path) -> None:

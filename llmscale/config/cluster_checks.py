@@ -22,9 +22,9 @@ SLURM_ONLY = (
     "options",
 )
 
-NAMES = re.compile(r"[A-Za-z0-9_.,:@/+-]+")
+NAMES = re.compile(r"[A-Za-z0-9_.,:/+-]+")
 """Partitions, accounts, qualities of service."""
-FEATURES = re.compile(r"[A-Za-z0-9_.,:@/+&|!*()\[\]-]+")
+FEATURES = re.compile(r"[A-Za-z0-9_.,:/+&|!*()\[\]-]+")
 NODES = re.compile(r"[A-Za-z0-9_.,\[\]-]+")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?|-[A-Za-z]( ?.*)?")

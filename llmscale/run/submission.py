@@ -11,7 +11,7 @@ from llmscale_launcher.backends.table import backend
 from llmscale_launcher.batch_script import TASKS_NAME
 from llmscale_launcher.job import JobRecord, read_job, write_job, write_whole
 from llmscale_launcher.planned import PlannedJob
-from llmscale_launcher.snapshot import freeze_code, freeze_git, freeze_token, link_code
+from llmscale_launcher.snapshot import GitState, freeze_code, freeze_git, freeze_token, link_code, read_git
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
@@ -53,8 +53,9 @@ def submit_jobs(jobs: Sequence[PlannedJob]) -> dict[Path, JobRecord]:
         SubmitError: a scheduler refused a job. Those before it are cancelled again.
     """
     records: dict[Path, JobRecord] = {}
+    git = read_git()
     for job in jobs:
-        _freeze(job)
+        _freeze(job, git, twin=jobs[0].folder if job is not jobs[0] else None)
     for job in jobs:
         try:
             record = _submit(job, _request(job, records))
@@ -121,16 +122,16 @@ def _request(job: PlannedJob, records: dict[Path, JobRecord]) -> JobRequest:
     )
 
 
-def _freeze(job: PlannedJob) -> None:
-    """Fill the run folders with what the job will read."""
+def _freeze(job: PlannedJob, git: GitState, twin: Path | None) -> None:
+    """Fill the run folders with what the job will read; `twin` is frozen already, with the same code."""
     make_folder(job.folder)
-    freeze_code(job.folder)
-    freeze_git(job.folder)
+    freeze_code(job.folder, twin)
+    freeze_git(job.folder, git)
     for folder, config in job.runs.items():
         make_folder(folder)
         if folder != job.folder:
             link_code(folder, job.folder)
-            freeze_git(folder)
+            freeze_git(folder, git)
         write_config(config, folder)
         freeze_token(folder)
         (folder / CANCELLED_NAME).unlink(missing_ok=True)
