@@ -56,7 +56,7 @@ HOUSE = (
         (
             Room("engine/", "one optimizer step", "deepspeed · megatron schedules"),
             Room("checkpoint/", "commit, verify, load", "safetensors"),
-            Room("runtime/", "agent, watchdog, metrics", "torch elastic · wandb"),
+            Room("runtime/", "agents, links, metrics", "wandb"),
         ),
     ),
     Floor(
@@ -74,8 +74,10 @@ HOUSE = (
         "ranks",
         "#daeaf6",
         (
-            Room("parallel/", "World: layout, groups, RNG, device", "megatron parallel_state"),
-            Room("plan/", "memory and FLOPs, on paper", "no torch"),
+            Room("parallel/", "World: layout, RNG, device", "megatron parallel_state"),
+            Room("control/", "who runs, hangs, goes again", "pure · no torch"),
+            Room("plan/", "memory, FLOPs, on paper", "no torch"),
+            Room("launcher/", "local, SLURM, Ray", "ray · no torch"),
         ),
     ),
     Floor(
