@@ -35,10 +35,13 @@ def ray_driver(
     raise typer.Exit(supervisor.run())
 
 
-def ray_attempt(run_folder: RunFolder) -> None:
+def ray_attempt(
+    run_folder: RunFolder,
+    preflight: Annotated[bool, typer.Option(help="Look at the nodes first, if the config says so.")] = True,
+) -> None:
     """One attempt of a run on the Ray of this job: reserves nodes, places agents, runs the coordinator."""
     ran_before = any(event.kind == "started" for event in read_events(run_folder))
-    raise typer.Exit(Attempt(run_folder, ran_before).run())
+    raise typer.Exit(Attempt(run_folder, ran_before, preflight).run())
 
 
 def ray_job(

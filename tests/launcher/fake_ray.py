@@ -19,6 +19,8 @@ class FakeRay:
         """`METHOD /path` of every request."""
         self.machines: list[str] = ["ALIVE"]
         """State of each machine."""
+        self.not_ready = 0
+        """How many submissions it refuses because it has only just started."""
         self.address = ""
 
     def answer(self, method: str, path: str, body: Any, token: str | None) -> tuple[int, Any]:
@@ -36,6 +38,9 @@ class FakeRay:
                 return 200, {"data": {"result": {"result": [{"state": state} for state in self.machines]}}}
             case "GET", ["api", "jobs"]:
                 return 200, [*self.jobs.values(), {"submission_id": None, "status": "RUNNING"}]
+            case "POST", ["api", "jobs"] if self.not_ready:
+                self.not_ready -= 1
+                return 500, "No available agent to submit job, please try again later."
             case "POST", ["api", "jobs"]:
                 job = {"status": "PENDING", "message": "Job has not started yet.", "driver_exit_code": None}
                 self.jobs[body["submission_id"]] = {**body, **job, "logs": ""}

@@ -141,7 +141,7 @@ def attempt(folder: Path, room: int = 2, ran_before: bool = False, **cluster: ob
     section = {"kind": "ray", "nodes": 2, "preflight": False, **cluster}
     write_resolved(Config.model_validate({"cluster": section}), folder / "config.yaml")
     commands = Commands(*((sys.executable, "-c", script) for script in (COORDINATOR, AGENT, PREFLIGHT)))
-    made = Attempt(folder, ran_before, commands)
+    made = Attempt(folder, ran_before, commands=commands)
     made.nodes = ThreadNodes(made.nodes.ask, room)  # pyright: ignore[reportAttributeAccessIssue]
     return made
 

@@ -163,3 +163,11 @@ def test_what_the_job_server_says_is_passed_on(ray: FakeRay) -> None:
     assert server.machines() == 2
     with pytest.raises(SubmitError, match=r"refused \(500\): ValueError: what is that\?"):
         server._ask("POST", "/api/jobs/a/dance")
+
+
+def test_a_job_server_that_is_not_ready_is_asked_again(ray: FakeRay) -> None:
+    """A fresh Ray answers before it can take jobs."""
+    ray.not_ready = 2
+    JobServer(ray.address).submit("a", "true", {}, {})
+    assert ray.asked == ["POST /api/jobs/"] * 3
+    assert list(ray.jobs) == ["a"]

@@ -65,10 +65,17 @@ def llmscale_commands(config: Config) -> Commands:
 class Attempt:
     """`Attempt(run_folder).run()` returns the attempt's exit code. Main thread only."""
 
-    def __init__(self, run_folder: Path, ran_before: bool, commands: Commands | None = None) -> None:
-        """`ran_before`: whether an earlier attempt has found a place."""
+    def __init__(
+        self, run_folder: Path, ran_before: bool, preflight: bool = True, commands: Commands | None = None
+    ) -> None:
+        """
+        Args:
+            ran_before: whether an earlier attempt has found a place.
+            preflight: whether the nodes are still to be looked at, if the config wants that.
+        """
         self.folder = run_folder
         self.ran_before = ran_before
+        self.preflight = preflight
         self.config = read_resolved(run_folder / "config.yaml")
         self.commands = commands or llmscale_commands(self.config)
         self.name = uuid.uuid4().hex[:12]
@@ -142,7 +149,7 @@ class Attempt:
 
     def _preflight(self) -> int:
         """Have all nodes looked at before training; returns 0 where they are fit."""
-        if not self.config.cluster.preflight:
+        if not (self.preflight and self.config.cluster.preflight):
             return EXIT_DONE
         variables = {
             "LLMSCALE_RENDEZVOUS": self.nodes.first_endpoint(),

@@ -38,7 +38,9 @@ class JobFollower:
         Raises:
             SubmitError: the job server refuses the job, or has been silent for long.
         """
-        command = [sys.executable, "-m", "llmscale", "cluster", "ray-attempt", str(self.run_folder)]
+        # The batch script has had the nodes looked at.
+        attempt = ("ray-attempt", "--no-preflight", str(self.run_folder))
+        command = [sys.executable, "-m", "llmscale", "cluster", *attempt]
         entrypoint = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"
         self.server.submit(self.id, entrypoint, STOP_VARIABLES, {"run": str(self.run_folder)})
         print(f"job {self.id} of the Ray at {self.server.address}", flush=True)

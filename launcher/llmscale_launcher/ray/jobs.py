@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,6 +17,9 @@ from llmscale_launcher.backends.base import SubmitError
 ANSWER_SECONDS = 10.0
 SUBMIT_SECONDS = 60.0
 """The first job of a fresh Ray waits for an agent process to come up."""
+NOT_YET = "No available agent to submit job"
+"""What it says until then; it gives up waiting after a few seconds."""
+RETRY_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 STOP_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": "600"}
@@ -68,7 +72,15 @@ class JobServer:
             "runtime_env": {"env_vars": dict(variables)},
             "metadata": dict(metadata),
         }
-        self._ask("POST", "/api/jobs/", body, SUBMIT_SECONDS)
+        deadline = time.monotonic() + SUBMIT_SECONDS
+        while True:
+            try:
+                self._ask("POST", "/api/jobs/", body, SUBMIT_SECONDS)
+                return
+            except SubmitError as error:
+                if NOT_YET not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_SECONDS)
 
     def job(self, id: str) -> RayJob | None:
         """The job `id`; None where this Ray has never heard of it."""
