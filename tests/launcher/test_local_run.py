@@ -16,7 +16,7 @@ from llmscale.runtime.events import read_events
 from llmscale.runtime.metrics import last_metrics
 from tests.distributed.trainings import Place
 
-SECONDS = 90.0
+SECONDS = 180.0
 
 
 def llmscale(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
