@@ -40,7 +40,7 @@ test: install  ## every test that needs no GPU, no cluster and no long matrix
 	$(BIN)/python -m pytest -m 'not soak and not gpu and not cluster' $(PYTEST_OPTIONS)
 
 test-cluster: install  ## tests against a real SLURM and a real Ray of several nodes on this machine; as root, or with uidmap
-	$(BIN)/python -m pytest -m 'cluster and not soak and not gpu' tests/cluster $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m 'cluster and not soak and not gpu' $(PYTEST_OPTIONS)
 
 bench: install  ## speed against transformers and this machine's own peak, then layouts; BENCH_OPTIONS=--quick for a try
 	$(BIN)/python -m bench.training $(BENCH_OPTIONS)

@@ -146,14 +146,14 @@ def test_preflight_names_the_bad_node(slurm_place: SlurmPlace) -> None:
     assert job["nodes"] in ("node[1,3]", "node[3-4]")
 
 
-def test_unreachable_node_is_named(slurm_place: SlurmPlace) -> None:
-    """srun cannot even start a task on a node that the first node does not reach."""
+@pytest.mark.soak
+def test_unreachable_node(slurm_place: SlurmPlace) -> None:
+    """srun cannot even start a task on a node that the first node does not reach. That is not tried for ever."""
     cluster = slurm_place.cluster
-    bad = cluster.nodes["node2"]
-    bad.cut_from(cluster.nodes["node1"])
-    layout = ("cluster.nodes=2", "cluster.preflight=true", "train.steps=6")
-    submitted = slurm_place.submit("unreachable", *layout, "cluster.exclude_bad_nodes=true")
-    submitted.finish()
-    assert list(submitted.run.events("preflight_failed")[0].details["bad_nodes"]) == ["node2"]
-    assert cluster.restarts(submitted.job) == 1
-    assert cluster.job(submitted.job)["excluded_nodes"] == "node2"
+    cluster.nodes["node2"].cut_from(cluster.nodes["node1"])
+    where = "cluster.options=['--nodelist=node[1-2]']"
+    submitted = slurm_place.submit("unreachable", *DP2, where, "cluster.preflight=true")
+    submitted.end("FAILED")
+    assert [state for _, state, _ in cluster.sacct(submitted.job)] == ["REQUEUED", "REQUEUED", "FAILED"]
+    assert cluster.sacct(submitted.job)[-1][2] == "3:0"
+    assert len(submitted.run.events("failed")) == 1

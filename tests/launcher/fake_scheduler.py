@@ -46,7 +46,7 @@ exit 0
 """
 
 SCONTROL = """\
-[[ $1 == show ]] && cat "$folder/job"
+[[ $1 == show ]] && sed "s/Restarts=same/Restarts=${SLURM_RESTART_COUNT:-0}/" "$folder/job"
 exit 0
 """
 
@@ -100,9 +100,11 @@ class FakeScheduler:
         line = f"{key}|{state}|{reason}|{nodes}|{exit_code << 8}|{restarts}|\n"
         (self.folder / "jobs" / key).write_text(line)
 
-    def set_job(self, state: str = "RUNNING", excluded: str = "(null)") -> None:
-        """What `scontrol show job` says from now on."""
-        (self.folder / "job").write_text(f"JobId=1 JobState={state} Restarts=0 ExcNodeList={excluded}\n")
+    def set_job(self, state: str = "RUNNING", excluded: str = "(null)", restarts: str = "same") -> None:
+        """What `scontrol show job` says from now on; "same" restarts: as the script's own variable has it."""
+        (self.folder / "job").write_text(
+            f"JobId=1 JobState={state} Restarts={restarts} ExcNodeList={excluded}\n"
+        )
 
     def set_step(self, name: str, script: str) -> None:
         """What `srun` of `llmscale cluster NAME RUN` does: lines of bash, with the run folder in $RUN."""

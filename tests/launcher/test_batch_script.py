@@ -121,6 +121,29 @@ def test_a_run_that_a_person_cancelled_does_not_come_back(batch: Batch) -> None:
     assert "cancelled" in output
 
 
+def test_a_script_that_was_left_behind_leaves_the_new_turn_alone(batch: Batch) -> None:
+    batch.scheduler.set_step("node", "exit 75")
+    batch.scheduler.set_job(restarts="1")
+    code, output = batch.run(restarts=0)
+    assert (code, batch.was_requeued) == (75, False)
+    assert "already" in output
+
+
+@pytest.mark.parametrize("step", ["preflight", "node"])
+def test_steps_that_never_start_are_given_up_at_the_third_turn(batch: Batch, step: str) -> None:
+    """As srun ends where the nodes do not reach each other."""
+    batch.scheduler.set_step(step, "exit 233")
+    turns = [batch.run(restarts=turn, preflight=True)[0] for turn in range(3)]
+    assert turns == [75, 75, 3]
+    assert [event["event"] for event in batch.events()] == ["requeued", "requeued", "failed"]
+    assert "233" in batch.events()[-1]["cause"]
+
+
+def test_a_turn_that_began_counts_anew(batch: Batch) -> None:
+    batch.scheduler.set_step("node", """echo '{"event": "started"}' >>"$RUN/events.jsonl"; exit 137""")
+    assert [batch.run(restarts=turn)[0] for turn in range(4)] == [75] * 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_signals_reach_the_agents_as_usr1(batch: Batch, number: signal.Signals) -> None:
     """And the script waits for what they answer, however often it is asked."""
