@@ -10,7 +10,7 @@ from llmscale_launcher.backends.base import SubmitError
 from llmscale_launcher.ray.jobs import JobServer
 
 from tests.cluster.ray_cluster import RayCluster
-from tests.cluster.ray_runs import STEPS, RayPlace, RaySubmitted
+from tests.cluster.ray_runs import RayPlace, RaySubmitted
 from tests.cluster.waiting import wait_until
 from tests.distributed.trainings import Run, assert_same_run
 
@@ -92,17 +92,26 @@ def test_killed_raylet_costs_an_attempt(ray: RayCluster, place: RayPlace, oracle
     assert_same_run(submitted.run, oracle)
 
 
-def test_elastic_run_goes_on_with_the_raylets_left(ray: RayCluster, place: RayPlace, oracle: Run) -> None:
-    submitted = place.submit("elastic", "cluster.nodes=3", "cluster.elastic=1", "train.global_batch_size=12")
+def test_elastic_run_goes_on_with_the_raylets_left_and_takes_in_a_new_one(
+    ray: RayCluster, place: RayPlace
+) -> None:
+    elastic = ("cluster.nodes=3", "cluster.elastic=1", "train.global_batch_size=12", "train.steps=20000")
+    submitted = place.submit("elastic", *elastic)
     submitted.wait_for_commit(6)
     ray.kill_raylet(raylet_to_kill(ray, submitted))
     submitted.wait_for_event("node_lost")
-    restart = submitted.wait_for_event("restarted")
-    assert restart.details["nodes"] == 2, restart
+    assert submitted.wait_for_event("restarted").details["nodes"] == 2
+    with_two = submitted.run.last_step()
+    submitted.wait_until(lambda: submitted.run.last_step() > with_two + 6, "two nodes train", 60)
     ray.add_node()
-    submitted.finish(ray)
+    assert submitted.wait_for_event("restarted", count=2).details["nodes"] == 3
+    with_three = submitted.run.last_step()
+    submitted.wait_until(lambda: submitted.run.last_step() > with_three + 6, "three nodes train", 60)
     assert len(submitted.run.events("started")) == 1
-    assert [line[0] for line in submitted.run.stream()] == list(range(1, STEPS + 1))
+    place.llmscale("cancel", "elastic", "--root", "runs")
+    stream = submitted.run.stream()
+    assert [line[0] for line in stream] == list(range(1, len(stream) + 1))
+    assert {line[1] for line in stream} == {12 * step for step in range(1, len(stream) + 1)}
 
 
 def test_killed_driver_is_started_again(ray: RayCluster, place: RayPlace, oracle: Run) -> None:

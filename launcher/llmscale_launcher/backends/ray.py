@@ -14,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from llmscale.config.problems import Problem
@@ -27,6 +28,8 @@ from llmscale_launcher.ray.local import find_local_ray, local_ray
 from llmscale_launcher.ray.placement import ask_of
 
 SCRIPT_NAME = "job.sh"
+MOST_QUERIES = 16
+"""To different Rays at the same time."""
 LOG_NAME = "logs/job.log"
 
 
@@ -91,10 +94,10 @@ class RayBackend:
         by_place: dict[RayPlace, list[JobRecord]] = defaultdict(list)
         for record in records:
             by_place[_place(record)].append(record)
-        states: dict[str, JobState] = {}
-        for place, group in by_place.items():
-            states |= _states(place, group)
-        return states
+        # At once: one that does not answer must not keep the others waiting.
+        with ThreadPoolExecutor(MOST_QUERIES) as pool:
+            found = pool.map(_states, by_place.keys(), by_place.values())
+        return {key: state for states in found for key, state in states.items()}
 
     def cancel(self, record: JobRecord) -> None:
         server = _place(record).server()
