@@ -45,7 +45,7 @@ def freeze_code(folder: Path, twin: Path | None = None) -> None:
         for place, source in data.items():
             shutil.copytree(source, fresh / place, ignore=skip, dirs_exist_ok=True)
     fresh.chmod(0o755)
-    replace_code(folder, fresh)
+    _replace_code(folder, fresh)
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -55,24 +55,34 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def link_code(folder: Path, owner: Path) -> None:
-    """`folder/code` leads to the copy that `owner` holds: the runs of a sweep share one."""
-    link = folder / f".{CODE_NAME}.{secrets.token_hex(4)}"
-    link.symlink_to(os.path.relpath(owner / CODE_NAME, folder))
-    replace_code(folder, link)
+def link_frozen(folder: Path, owner: Path) -> None:
+    """Code and git state of `folder` lead to those that `owner` holds: the runs of a sweep share them."""
+    old = _clear_code(folder)
+    if old is not None:
+        shutil.rmtree(old)
+    for name in (CODE_NAME, GIT_NAME, DIFF_NAME):
+        (folder / name).unlink(missing_ok=True)
+        if (owner / name).exists():
+            (folder / name).symlink_to(os.path.relpath(owner / name, folder))
 
 
-def replace_code(folder: Path, fresh: Path) -> None:
+def _replace_code(folder: Path, fresh: Path) -> None:
+    old = _clear_code(folder)
+    fresh.rename(folder / CODE_NAME)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _clear_code(folder: Path) -> Path | None:
+    """Make way for other code; returns where an older copy now lies."""
     code = folder / CODE_NAME
     if code.is_symlink():
         code.unlink()
     elif code.exists():
         old = Path(tempfile.mkdtemp(dir=folder, prefix=f".{CODE_NAME}."))
         code.rename(old / CODE_NAME)
-        fresh.rename(code)
-        shutil.rmtree(old)
-        return
-    fresh.rename(code)
+        return old
+    return None
 
 
 def package_folder(package: str) -> Path:

@@ -11,7 +11,7 @@ from llmscale_launcher.backends.table import backend
 from llmscale_launcher.batch_script import TASKS_NAME
 from llmscale_launcher.job import JobRecord, read_job, write_job, write_whole
 from llmscale_launcher.planned import PlannedJob
-from llmscale_launcher.snapshot import GitState, freeze_code, freeze_git, freeze_token, link_code, read_git
+from llmscale_launcher.snapshot import GitState, freeze_code, freeze_git, freeze_token, link_frozen, read_git
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
@@ -130,8 +130,7 @@ def _freeze(job: PlannedJob, git: GitState, twin: Path | None) -> None:
     for folder, config in job.runs.items():
         make_folder(folder)
         if folder != job.folder:
-            link_code(folder, job.folder)
-            freeze_git(folder, git)
+            link_frozen(folder, job.folder)
         write_config(config, folder)
         freeze_token(folder)
         (folder / CANCELLED_NAME).unlink(missing_ok=True)
