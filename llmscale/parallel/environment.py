@@ -70,8 +70,8 @@ class NodeEnvironment:
         """From `LLMSCALE_*`, else MASTER_ADDR and MASTER_PORT, else SLURM's variables.
 
         `LLMSCALE_COORDINATOR` (host:port) is a coordinator in a process of its own, `LLMSCALE_RENDEZVOUS`
-        (host:port) one in the first node's agent; `LLMSCALE_NODE`, `LLMSCALE_NODES` and `LLMSCALE_JOB` say who
-        this is.
+        (host:port) one in the first node's agent; `LLMSCALE_NODE`, `LLMSCALE_NODES` and `LLMSCALE_JOB` say
+        who this is.
 
         Raises:
             ValueError: there are several nodes, and nothing says where the first is.

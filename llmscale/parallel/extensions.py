@@ -5,15 +5,19 @@ loads them. torch guards a build with a lock file that a killed process leaves b
 behind hangs every later start without a word: it is removed before anything can wait for it.
 """
 
+import importlib.metadata
+import math
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import torch
 
 VARIABLE = "TORCH_EXTENSIONS_DIR"
+LONGEST_BUILD_SECONDS = 900.0
 
 
 def use_prebuilt_extensions() -> Path | None:
@@ -32,22 +36,38 @@ def use_prebuilt_extensions() -> Path | None:
 
 
 def environment_folder() -> Path:
-    """One folder a torch version and processor kind: an operation built for another one does not load."""
-    return Path(sys.prefix) / "torch_extensions" / f"torch-{torch.__version__}-{platform.machine()}"
+    """One folder for each pair of versions and processor kind: an operation of another does not load."""
+    versions = f"torch-{torch.__version__}-deepspeed-{importlib.metadata.version('deepspeed')}"
+    return Path(sys.prefix) / "torch_extensions" / f"{versions}-{platform.machine()}"
 
 
 def remove_stale_locks(folder: Path) -> list[Path]:
     """Remove the build locks under `folder` that no living process of this machine holds open.
 
     A builder keeps its lock file open for as long as it builds, so a lock that nobody has open belonged
-    to a process that was killed.
+    to a process that was killed. In a container, which sees its own processes only, a lock must also be older
+    than any build.
     """
     locks = [lock.resolve() for lock in folder.glob("*/lock")]
     held = _open_files() if locks else set[Path]()
-    stale = [lock for lock in locks if lock not in held]
+    youngest = time.time() - (0 if _sees_all_processes() else LONGEST_BUILD_SECONDS)
+    stale = [lock for lock in locks if lock not in held and _modified(lock) <= youngest]
     for lock in stale:
         lock.unlink(missing_ok=True)
     return stale
+
+
+def _sees_all_processes() -> bool:
+    """Whether this is the machine's first process namespace, whose number is fixed (`PROC_PID_INIT_INO`)."""
+    namespace = Path("/proc/self/ns/pid")
+    return not namespace.exists() or os.readlink(namespace) == "pid:[4026531836]"
+
+
+def _modified(lock: Path) -> float:
+    try:
+        return lock.stat().st_mtime
+    except FileNotFoundError:  # its builder is done
+        return math.inf
 
 
 def _open_files() -> set[Path]:

@@ -15,12 +15,12 @@ from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
 from llmscale.engine.engine import Engine
+from llmscale.engine.operations import use_prebuilt_operations
 from llmscale.model.build import DTYPES
 from llmscale.model.tensors import vocabulary_tensors
 from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.distributed import connect, disconnect, use_threads
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.parallel.extensions import use_prebuilt_extensions
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from llmscale.plan.flops import flops_per_token
@@ -34,7 +34,7 @@ from llmscale.train.loop import Position, TrainingLoop
 
 def run(config: Config, environment: RankEnvironment) -> int:
     """Train on this rank; returns 0 when the run is complete, 75 when it was asked to stop and has saved."""
-    use_prebuilt_extensions()
+    use_prebuilt_operations()
     use_threads(config.cluster.threads, environment.local_world_size)
     device = connect(environment, config.cluster.backend)
     world = World(Layout.of(config.parallel, environment.world_size), device)

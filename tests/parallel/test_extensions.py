@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,25 @@ assert FileBaton(sys.argv[1]).try_acquire()
 print("held", flush=True)
 time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def on_the_machine_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests run, what is asked is what holds outside containers."""
+    monkeypatch.setattr(extensions, "_sees_all_processes", lambda: True)
+
+
+def test_in_a_container_a_young_lock_may_be_anybodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extensions, "_sees_all_processes", lambda: False)
+    lock = tmp_path / "op" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    assert extensions.remove_stale_locks(tmp_path) == []
+    long_ago = time.time() - 2 * extensions.LONGEST_BUILD_SECONDS
+    os.utime(lock, (long_ago, long_ago))
+    assert extensions.remove_stale_locks(tmp_path) == [lock]
 
 
 def test_only_a_killed_builders_lock_is_removed(tmp_path: Path) -> None:
