@@ -5,9 +5,10 @@ that share one environment would queue for it, and one in another container, whi
 lock, may take it for a dead one's.
 """
 
+import hashlib
 import importlib.util
-import sys
 from pathlib import Path
+from types import ModuleType
 
 from deepspeed.ops.op_builder.builder import OpBuilder
 
@@ -15,25 +16,41 @@ from llmscale.parallel.extensions import use_prebuilt_extensions
 
 
 def use_prebuilt_operations() -> list[str]:
-    """Load what is there; returns the names. The rest DeepSpeed builds when it needs it."""
+    """Load what is there whole; returns the names. The rest DeepSpeed builds when it needs it."""
     folder = use_prebuilt_extensions()
     libraries = sorted(folder.glob("*/*.so")) if folder else []
-    return [
-        library.stem for library in libraries if library.stem == library.parent.name and _load(library)
-    ]
+    whole = [library for library in libraries if _hash_file(library).exists() and _is_whole(library)]
+    for library in whole:
+        OpBuilder._loaded_ops[library.stem] = _load(library)
+    return [library.stem for library in whole]
 
 
-def _load(library: Path) -> bool:
-    """Whether the operation is loaded; one that a killed build left half-written is not."""
-    name = library.stem
-    spec = importlib.util.spec_from_file_location(name, library)
-    if spec is None or spec.loader is None:
-        return False
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        print(f"{library} does not load and is built again: {error}", file=sys.stderr)
-        return False
-    OpBuilder._loaded_ops[name] = module
-    return True
+def mark_whole(folder: Path) -> None:
+    """Note the hashes of the operations in `folder`, once their builds are over.
+
+    A library that a killed build has left half-written does not fail to load: it ends the process.
+    """
+    for library in folder.glob("*/*.so"):
+        temporary = library.with_suffix(".sha256.new")
+        temporary.write_text(_hash(library))
+        temporary.replace(_hash_file(library))
+
+
+def _load(library: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(library.stem, library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _is_whole(library: Path) -> bool:
+    return _hash_file(library).read_text() == _hash(library)
+
+
+def _hash_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _hash(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()

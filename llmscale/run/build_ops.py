@@ -8,6 +8,7 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
+from llmscale.engine.operations import mark_whole
 from llmscale.parallel.extensions import use_prebuilt_extensions
 
 BUILDERS = {
@@ -39,6 +40,8 @@ def main() -> None:
     for name, purpose in BUILDERS.items():
         print(f"  {name.removesuffix('Builder')}: {purpose} ...", flush=True)
         print(f"    {build(name)}", flush=True)
+    if folder is not None:
+        mark_whole(folder)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch.utils.cpp_extension
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import OpBuilder
 
-from llmscale.engine.operations import use_prebuilt_operations
+from llmscale.engine.operations import mark_whole, use_prebuilt_operations
 from llmscale.parallel import extensions
 
 SHARED_MEMORY = "deepspeed_shm_comm"
@@ -30,13 +30,20 @@ def test_what_is_compiled_is_loaded_and_nothing_is_built() -> None:
 
 
 @pytest.mark.usefixtures("nothing_loaded")
-def test_a_library_that_is_cut_short_is_left_to_be_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("half_written", [True, False], ids=["cut short", "never finished"])
+def test_a_library_that_may_not_be_whole_is_left_to_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half_written: bool
 ) -> None:
-    whole = extensions.environment_folder() / SHARED_MEMORY / f"{SHARED_MEMORY}.so"
-    cut = tmp_path / SHARED_MEMORY / whole.name
-    cut.parent.mkdir()
-    cut.write_bytes(whole.read_bytes()[:5000])
+    """Loading half a library would end the process."""
+    whole = (extensions.environment_folder() / SHARED_MEMORY / f"{SHARED_MEMORY}.so").read_bytes()
+    library = tmp_path / SHARED_MEMORY / f"{SHARED_MEMORY}.so"
+    library.parent.mkdir()
+    library.write_bytes(whole)
     monkeypatch.setenv(extensions.VARIABLE, str(tmp_path))
+    if half_written:
+        mark_whole(tmp_path)
+        library.write_bytes(whole[:5000])
     assert use_prebuilt_operations() == []
-    assert "built again" in capsys.readouterr().err
+    library.write_bytes(whole)
+    mark_whole(tmp_path)
+    assert use_prebuilt_operations() == [SHARED_MEMORY]
