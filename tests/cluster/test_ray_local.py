@@ -60,8 +60,11 @@ def test_submit_starts_one_that_listens_on_loopback_only(place: RayPlace, oracle
     submitted.wait_for_commit(3)
     own = keeper_and_its_children(place)
     new = {address: line for address, line in listeners().items() if address not in before}
-    ours = {address for address, line in new.items() if own & set(map(int, re.findall(r"pid=(\d+)", line)))}
-    assert len(ours) >= 5, new
+    ours = {
+        address: line for address, line in new.items() if own & set(map(int, re.findall(r"pid=(\d+)", line)))
+    }
+    for daemon in ("gcs_server", "raylet", "ray::Dashboard", "ray::RuntimeEnv"):
+        assert any(daemon in line for line in ours.values()), new
     loopback = re.compile(r"(127\.|\[::1\]|\[::ffff:127\.)")
     assert [address for address in ours if not loopback.match(address)] == []
     submitted.wait_until(lambda: submitted.run.events("finished"), "it has finished", 120)
@@ -92,17 +95,8 @@ def test_token_is_for_its_owner_only_and_in_no_command_line(place: RayPlace) -> 
     assert token not in (folder / "ray.log").read_text()
 
 
-def test_the_next_submit_uses_it(place: RayPlace, oracle: Run) -> None:
+def test_the_next_submit_uses_it_and_its_end_leaves_nothing(place: RayPlace) -> None:
     before = known(place)
-    submitted = place.submit("second", *ONE_NODE)
-    assert known(place) == before
-    assert submitted.record["cluster"] == {"address": before["address"], "host": socket.gethostname()}
-    submitted.wait_until(lambda: submitted.run.events("finished"), "it has finished", 120)
-    assert_same_run(submitted.run, oracle)
-    assert "done" in place.llmscale("status", "second", "--root", "runs").stdout
-
-
-def test_it_leaves_nothing(place: RayPlace) -> None:
     processes = keeper_and_its_children(place)
     keeper = psutil.Process(known(place)["keeper"])
     temporary = next(
@@ -112,19 +106,21 @@ def test_it_leaves_nothing(place: RayPlace) -> None:
         if word.startswith("--temp-dir=")
     )
     assert Path(temporary).exists()
-    submitted = place.submit("third", *ONE_NODE, "train.steps=20000")
+    submitted = place.submit("second", *ONE_NODE, "train.steps=20000")
+    assert known(place) == before
+    assert submitted.record["cluster"] == {"address": before["address"], "host": socket.gethostname()}
     submitted.wait_for_commit(3)
     keeper.terminate()
     wait_until(lambda: not any(map(psutil.pid_exists, processes)), "all of its processes are gone", 60)
     submitted.wait_until(lambda: not submitted.agents_and_ranks(), "its runs are gone too", 30)
     assert not Path(temporary).exists()
     assert not (state(place.place.folder / "cache") / "ray.json").exists()
-    assert "running" not in place.llmscale("status", "third", "--root", "runs").stdout
+    assert "running" not in place.llmscale("status", "second", "--root", "runs").stdout
 
 
 def test_submitted_again_after_its_end_the_run_goes_on(place: RayPlace) -> None:
-    saved = place.place.run("third").committed_steps()[-1]
-    again = place.submit("third", *ONE_NODE, "train.steps=20000", f"train.stop_at={saved + 6}")
+    saved = place.place.run("second").committed_steps()[-1]
+    again = place.submit("second", *ONE_NODE, "train.steps=20000", f"train.stop_at={saved + 6}")
     again.wait_until(lambda: again.run.events("finished"), "it has finished", 120)
     assert [event.step for event in again.run.events("resumed")] == [saved]
     assert again.run.last_step() == saved + 6

@@ -1,6 +1,7 @@
 """`cluster.kind=ray` as far as no Ray is needed: against a job server that runs nothing."""
 
 import importlib.metadata
+import json
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 from llmscale_launcher.backends.base import Earlier, JobRequest, SubmitError
 from llmscale_launcher.backends.ray import RayBackend
 from llmscale_launcher.backends.table import backend
+from llmscale_launcher.job import JobRecord, write_whole
 from llmscale_launcher.ray.jobs import JobServer, user_token
+from llmscale_launcher.ray.local import find_local_ray, state_folder
 
 from llmscale.config.schema import Config
 from tests.launcher.fake_ray import FakeRay, fake_ray
@@ -171,3 +174,26 @@ def test_a_job_server_that_is_not_ready_is_asked_again(ray: FakeRay) -> None:
     JobServer(ray.address).submit("a", "true", {}, {})
     assert ray.asked == ["POST /api/jobs/"] * 3
     assert list(ray.jobs) == ["a"]
+
+
+def test_a_local_ray_is_known_on_its_machine_only(tmp_path: Path) -> None:
+    elsewhere = JobRecord("ray", "a", None, 0.0, {"address": "http://127.0.0.1:8265", "host": "other"})
+    here = replace(elsewhere, id="b", cluster={**(elsewhere.cluster or {}), "host": socket.gethostname()})
+    states = RayBackend().states([elsewhere, here])
+    assert states["a"].state == "unknown" and "only other can reach" in (states["a"].reason or "")
+    assert states["b"].state == "ended"
+    with pytest.raises(SubmitError, match="only other can reach"):
+        RayBackend().cancel(elsewhere)
+    RayBackend().cancel(here)
+
+
+def test_what_is_left_of_a_local_ray_that_has_died_is_none(tmp_path: Path) -> None:
+    with fake_ray(VERSION, TOKEN) as ray:
+        write_whole(state_folder() / "token", f"{TOKEN}\n")
+        write_whole(state_folder() / "ray.json", json.dumps({"address": ray.address, "keeper": 1}))
+        found = find_local_ray()
+        assert found is not None and (found.address, found.token) == (ray.address, TOKEN)
+        write_whole(state_folder() / "token", "another\n")
+        assert find_local_ray() is None
+        write_whole(state_folder() / "token", f"{TOKEN}\n")
+    assert find_local_ray() is None

@@ -37,8 +37,8 @@ TRY_SECONDS = 5.0
 """How long bundles take at most when there is room for them."""
 AGAIN_SECONDS = 3.0
 """Between two agents for the same node, and between two looks for machines that have joined."""
-LEAVE_SECONDS = 60.0
-"""How long the agents may take to leave when the coordinator has."""
+LEAVE_SECONDS = 10.0
+"""How long the agents may take to leave when the coordinator has: all that it knew have heard its verdict."""
 ALONE_SECONDS = 15.0
 """How long the coordinator may go on when every agent has left by itself."""
 
@@ -239,7 +239,7 @@ class Attempt:
                 self.left[end.node] = end.exit_code
 
     def _wait_for_agents(self) -> None:
-        """Let agents leave that have heard the verdict; those that wait for a machine never will."""
+        """Let agents leave that have heard the verdict, unlike one that has only just been placed."""
         deadline = time.monotonic() + LEAVE_SECONDS
         while self.nodes.placed() and time.monotonic() < deadline:
             self._hear_ends()
