@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from llmscale_launcher.backends.base import SubmitError
+from llmscale_launcher.backends.base import JobRequest, SubmitError
 from llmscale_launcher.backends.table import backend
 from llmscale_launcher.job import JobRecord
 from llmscale_launcher.pipeline import plan_pipeline, write_pipeline
@@ -19,6 +19,10 @@ from rich.text import Text
 
 from llmscale.config.load import load_config, load_variants
 from llmscale.config.pipeline import is_pipeline, load_pipeline
+from llmscale.data.checks import resolved_vocabulary_size
+from llmscale.plan.memory import fullest_rank
+from llmscale.plan.report import bytes_text
+from llmscale.plan.speed import amounts
 from llmscale.run.submission import check_jobs, requests, submit_jobs
 
 
@@ -78,10 +82,28 @@ def _read_order(path: Path, overrides: Sequence[str]) -> _Order:
 
 def _print_plan(jobs: Sequence[PlannedJob], console: Console) -> None:
     for request in requests(jobs):
-        cluster = request.config.cluster
-        ranks = f"{cluster.nodes} × {cluster.processes_per_node} = {request.config.world_size} ranks"
-        console.print(Text(f"{request.folder.name}: {cluster.kind}, {ranks}", style="bold"))
-        console.print(backend(cluster.kind).script(request), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(request.folder.name, style="bold"), Text(_summary(request)), soft_wrap=True)
+        script = backend(request.config.cluster.kind).script(request)
+        console.print(script, markup=False, highlight=False, soft_wrap=True)
+
+
+def _summary(request: JobRequest) -> str:
+    """The plan in a line; `llmscale plan` has the whole of it."""
+    config = request.config
+    cluster, parallel = config.cluster, config.parallel
+    wanted = amounts(config, resolved_vocabulary_size(config))
+    _, memory = fullest_rank(config, resolved_vocabulary_size(config))
+    parts = [
+        f"{cluster.kind}: {cluster.nodes:,} × {cluster.processes_per_node} = {config.world_size:,} ranks",
+        f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × data {config.data_parallel:,}",
+        f"{wanted.parameters:,} parameters, {bytes_text(memory.total)} a rank",
+        f"{config.train.steps:,} steps of {wanted.tokens_per_step:,} tokens",
+    ]
+    if request.tasks:
+        parts.append(f"an array of {len(request.tasks):,} runs")
+    if request.after:
+        parts.append(f"after {', '.join(earlier.folder.name for earlier in request.after)}")
+    return " · ".join(parts)
 
 
 def _print_submitted(name: str, records: dict[Path, JobRecord], console: Console) -> None:

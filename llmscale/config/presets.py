@@ -1,5 +1,6 @@
 """Files of `configs/` whose fields stand wherever a config says nothing: model presets, cluster profiles."""
 
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -71,8 +72,10 @@ def _profile_fields(name: str) -> tuple[Tree, str]:
     profiles = profile_files()
     is_path = "/" in name or name.endswith((".yaml", ".yml"))
     if not is_path and name not in profiles:
-        message = nearest(name, [*KINDS, *profiles], "kind or profile")
-        return {}, f"{message} Kinds are {', '.join(KINDS)}; profiles {', '.join(profiles)}, or a file's path"
+        close = get_close_matches(name, [*KINDS, *profiles], 1, 0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        kinds, names = ", ".join(KINDS), ", ".join(profiles)
+        return {}, f"unknown kind or profile; {hint}kinds: {kinds}; profiles: {names}, or the path of a file"
     path = Path(name).expanduser() if is_path else profiles[name]
     try:
         fields = _read(path)

@@ -89,7 +89,9 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(
 ) -> None:
     before = sorted(place.rglob("*"))
     submit(TINY, ["run.name=first", "cluster.partition=gpu"], dry_run=True)
-    assert "#SBATCH --partition=gpu\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "#SBATCH --partition=gpu\n" in printed
+    assert "2 × 2 = 4 ranks · tensor 1 × pipeline 1 × data 4" in printed
     assert sorted(place.rglob("*")) == before
     assert scheduler.calls("sbatch") == []
 
