@@ -41,14 +41,16 @@ def test_killed_agent(slurm_place: SlurmPlace, oracle: Run) -> None:
     assert_same_run(submitted.run, oracle)
 
 
-def test_crashed_node_is_replaced(slurm_place: SlurmPlace, oracle: Run) -> None:
+@pytest.mark.parametrize("lost", [pytest.param("node1", marks=pytest.mark.soak), "node2"])
+def test_crashed_node_is_replaced(slurm_place: SlurmPlace, oracle: Run, lost: str) -> None:
+    """The first node has the batch script and the coordinator, the second only ranks."""
     cluster = slurm_place.cluster
     submitted = slurm_place.submit("crash", *DP2)
     submitted.wait_for_commit(6)
     assert cluster.job(submitted.job)["nodes"] == "node[1-2]"
-    cluster.nodes["node2"].crash()
+    cluster.nodes[lost].crash()
     submitted.wait_for_restart(1)
-    assert "node2" not in cluster.job(submitted.job)["nodes"]
+    assert cluster.node_states()[lost].startswith("DOWN")
     submitted.finish()
     assert_same_run(submitted.run, oracle)
 

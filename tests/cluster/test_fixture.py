@@ -39,6 +39,7 @@ def test_requeue(cluster: SlurmCluster, tmp_path: Path) -> None:
     assert cluster.restarts(job) == 1
 
 
+@pytest.mark.soak
 def test_job_of_a_crashed_node_runs_elsewhere(cluster: SlurmCluster, tmp_path: Path) -> None:
     step = f"srun sh -c 'touch {tmp_path}/$(hostname); exec sleep 600'"
     job = cluster.sbatch("--nodes=2", "--output=/dev/null", script(tmp_path, step))
@@ -49,6 +50,7 @@ def test_job_of_a_crashed_node_runs_elsewhere(cluster: SlurmCluster, tmp_path: P
     assert cluster.node_states()["node2"] == "DOWN*"
 
 
+@pytest.mark.soak
 def test_a_cut_node_lives_on(cluster: SlurmCluster, tmp_path: Path) -> None:
     node = cluster.nodes["node1"]
     beats = tmp_path / "beats"

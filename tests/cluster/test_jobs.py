@@ -148,7 +148,7 @@ def test_preflight_names_the_bad_node(slurm_place: SlurmPlace) -> None:
 
 @pytest.mark.soak
 def test_unreachable_node(slurm_place: SlurmPlace) -> None:
-    """srun cannot even start a task on a node that the first node does not reach. That is not tried for ever."""
+    """srun cannot even start a task on a node that the first node does not reach: not tried for ever."""
     cluster = slurm_place.cluster
     cluster.nodes["node2"].cut_from(cluster.nodes["node1"])
     where = "cluster.options=['--nodelist=node[1-2]']"

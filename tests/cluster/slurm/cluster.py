@@ -48,7 +48,10 @@ class SlurmCluster:
             if self.shape.accounting:
                 daemons.start_accounting(self.login, self.folder)
             self.start_controller()
-            self.nodes = {name: Node(name, self.login, self.folder) for name in self.shape.names}
+            if self.shape.machines:
+                self.nodes = {name: Node(name, self.login, self.folder) for name in self.shape.names}
+            else:
+                daemons.start_slurmds(self.login, self.shape.names)
             self.mend()
         except BaseException:
             self.login.kill()
@@ -156,11 +159,7 @@ class SlurmCluster:
         for name, state in self.node_states().items():
             if state.startswith(("DOWN", "DRAIN")):
                 self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
-        wait_until(
-            lambda: set(self.node_states().values()) == {"IDLE"},
-            f"every node is idle: {self.node_states()}",
-            60,
-        )
+        wait_until(lambda: set(self.node_states().values()) == {"IDLE"}, "every node is idle", 120)
 
     def node_states(self) -> dict[str, str]:
         """As `sinfo` writes them, in capitals; a `*` at the end: does not answer."""

@@ -7,6 +7,8 @@ LOGIN = "login"
 NETWORK = "10.77.0"
 """Addresses of the login node (.1) and of the nodes (.11, .12, …)."""
 SQL_PORT = 26836
+FIRST_NODE_PORT = 30000
+"""Of slurmd, where all run on one machine."""
 PASSWORD = "slurm"
 """Of the accounting database, which listens on the loopback of a network of its own."""
 
@@ -24,6 +26,9 @@ class ClusterShape:
     """With slurmdbd and its database, for sacct."""
     node_timeout: int = 5
     """Seconds of silence after which a node is given up and its jobs are requeued."""
+    machines: bool = True
+    """A machine for each node. Without, all slurmd run on the login node, at ports of their own: for clusters
+    of a thousand nodes, which nothing happens to."""
 
     @property
     def names(self) -> list[str]:
@@ -36,13 +41,20 @@ def address(name: str) -> str:
 
 
 def hosts(shape: ClusterShape) -> str:
-    lines = [f"{address(name)} {name}" for name in (LOGIN, *shape.names)]
+    names = (LOGIN, *shape.names) if shape.machines else (LOGIN,)
+    lines = [f"{address(name)} {name}" for name in names]
     return "\n".join(["127.0.0.1 localhost", *lines, ""])
 
 
 def slurm_conf(shape: ClusterShape, folder: Path) -> str:
     """A scheduler that decides at once, notices dead nodes in seconds, and requeues without the usual wait of
     two minutes (cred_expire, five seconds at least)."""
+    where = (
+        f"NodeName=node[1-{shape.nodes}]"
+        if shape.machines
+        else f"NodeName=node[1-{shape.nodes}] NodeHostname={LOGIN} NodeAddr={address(LOGIN)} "
+        f"Port=[{FIRST_NODE_PORT}-{FIRST_NODE_PORT + shape.nodes - 1}]"
+    )
     accounting = (
         "AccountingStorageType=accounting_storage/slurmdbd\n"
         f"AccountingStorageHost={LOGIN}\n"
@@ -83,7 +95,7 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 SlurmdTimeout={shape.node_timeout}
 SlurmctldTimeout=10
-MessageTimeout=5
+MessageTimeout={shape.node_timeout}
 TCPTimeout=2
 KillWait=5
 MinJobAge=3600
@@ -91,7 +103,7 @@ ReturnToService=2
 RebootProgram=/bin/true
 JobRequeue=1
 {accounting}
-NodeName=node[1-{shape.nodes}] CPUs={shape.cpus} Sockets=1 CoresPerSocket={shape.cpus} ThreadsPerCore=1 \
+{where} CPUs={shape.cpus} Sockets=1 CoresPerSocket={shape.cpus} ThreadsPerCore=1 \
 RealMemory={shape.memory} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20

@@ -1,6 +1,7 @@
 """The daemons of the login node: munged, the accounting database, slurmctld."""
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.slurm.configuration import DATABASE, SQL_PORT
@@ -66,6 +67,11 @@ def start_controller(login: Machine, folder: Path) -> None:
         f"slurmctld answers, see {folder}/logs/slurmctld.log",
         30,
     )
+
+
+def start_slurmds(login: Machine, names: Sequence[str]) -> None:
+    """A slurmd for each of `names`, all on the login node."""
+    login.run("xargs", "--max-args=1", "--max-procs=4", "slurmd", "-N", input="\n".join(names), seconds=300)
 
 
 def kill_controller(login: Machine) -> None:
