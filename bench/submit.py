@@ -1,6 +1,6 @@
 """How long `llmscale submit` takes for the shell, with programs of SLURM that only remember.
 
-    python -m bench.submit
+python -m bench.submit
 """
 
 import os
