@@ -8,6 +8,8 @@ from llmscale.control.culprit import find_culprit
 from llmscale.control.messages import Failure, Happening, Report
 from llmscale.control.watchdog import Hang, Straggler, Suspect, Watchdog
 
+LOOK_SECONDS = 0.2
+"""Least time between two looks: with thousands of ranks each costs milliseconds."""
 EXAMINE_SECONDS = 3.0
 """How long agents may take to look at their ranks."""
 
@@ -23,10 +25,14 @@ class HangWatch:
         self.named: Failure | None = None
         self.step = 0
         self.hang: Failure | None = None
+        self.looked = float("-inf")
         self.happenings: list[Happening] = []
 
     def look(self, now: float, reports: Mapping[str, Report], ages: Mapping[str, float]) -> None:
         """Judge the newest report of every agent, `ages` seconds old at `now`."""
+        if now - self.looked < LOOK_SECONDS:
+            return
+        self.looked = now
         beats = {
             rank: replace(beat, age_seconds=beat.age_seconds + ages[agent])
             for agent, report in reports.items()

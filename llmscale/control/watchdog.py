@@ -91,7 +91,7 @@ class Watchdog:
         """
         self.options = options
         self._stall = _Stall(options)
-        self._stragglers = _Stragglers(_peers(sorted(ranks), stages))
+        self._stragglers = _Stragglers(sorted(ranks), stages)
         self._last_look: float | None = None
 
     def observe(self, now: float, beats: Mapping[int, Beat]) -> Verdict:
@@ -161,14 +161,17 @@ class _Reading:
 
 
 class _Stragglers:
-    def __init__(self, peers: Mapping[int, Sequence[int]]) -> None:
-        self.peers = peers
+    def __init__(self, ranks: Sequence[int], stages: int) -> None:
+        self.groups = _groups(ranks, stages)
         self.named: set[int] = set()
         self.before: tuple[float, Mapping[int, Beat]] | None = None
+        self.seconds = 0.0
+        self.busy = dict.fromkeys(ranks, 0.0)
         self.readings: deque[_Reading] = deque()
+        """One at most for every step."""
 
     def observe(self, now: float, beats: Mapping[int, Beat], blind: bool) -> Straggler | None:
-        training = beats.keys() == self.peers.keys() and all(
+        training = beats.keys() == self.busy.keys() and all(
             beat.phase == "training" for beat in beats.values()
         )
         before, self.before = self.before, (now, beats) if training else None
@@ -176,17 +179,17 @@ class _Stragglers:
         if not training or before is None or blind:
             return None
         self._add(now - before[0], before[1], beats)
+        step = min(beat.step for beat in beats.values())
+        if self.readings and step == self.readings[-1].step:
+            return None
+        self.readings.append(_Reading(step, self.seconds, dict(self.busy)))
         shares = self._shares_of_windows()
         return self._judge(shares) if shares else None
 
     def _add(self, seconds: float, before: Mapping[int, Beat], beats: Mapping[int, Beat]) -> None:
-        last = self.readings[-1] if self.readings else _Reading(0, 0.0, dict.fromkeys(self.peers, 0.0))
-        busy = {
-            rank: last.busy[rank] + beat.busy_seconds - before[rank].busy_seconds
-            for rank, beat in beats.items()
-        }
-        step = min(beat.step for beat in beats.values())
-        self.readings.append(_Reading(step, last.seconds + seconds, busy))
+        self.seconds += seconds
+        for rank, beat in beats.items():
+            self.busy[rank] += beat.busy_seconds - before[rank].busy_seconds
 
     def _shares_of_windows(self) -> list[dict[int, float]]:
         """Of the newest windows, the newest first; none before there are enough."""
@@ -207,13 +210,11 @@ class _Stragglers:
         return None
 
     def _judge(self, shares: list[dict[int, float]]) -> Straggler | None:
-        windows = {
-            rank: [_ratio(window, rank, peers) for window in shares]
-            for rank, peers in self.peers.items()
-            if peers
+        windows = [_ratios(window, self.groups) for window in shares]
+        self.named = {
+            rank for rank in self.named if max(window[rank] for window in windows) > RECOVERED_RATIO
         }
-        self.named = {rank for rank in self.named if max(windows[rank]) > RECOVERED_RATIO}
-        ratios = {rank: min(values) for rank, values in windows.items()}
+        ratios = {rank: min(window[rank] for window in windows) for rank in windows[0]}
         if not ratios:
             return None
         rank = max(ratios, key=lambda one: ratios[one])
@@ -223,12 +224,12 @@ class _Stragglers:
         return Straggler(rank, ratios[rank])
 
 
-def _peers(ranks: Sequence[int], stages: int) -> dict[int, list[int]]:
-    """The other ranks of each rank's pipeline stage; stages are consecutive blocks of ranks."""
-    stage = {rank: place * stages // len(ranks) for place, rank in enumerate(ranks)}
-    return {
-        rank: [other for other in ranks if other != rank and stage[other] == stage[rank]] for rank in ranks
-    }
+def _groups(ranks: Sequence[int], stages: int) -> list[list[int]]:
+    """The ranks of each pipeline stage, where there are several; stages are consecutive blocks of ranks."""
+    groups: dict[int, list[int]] = {}
+    for place, rank in enumerate(ranks):
+        groups.setdefault(place * stages // len(ranks), []).append(rank)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _shares(start: _Reading, end: _Reading) -> dict[int, float]:
@@ -236,6 +237,10 @@ def _shares(start: _Reading, end: _Reading) -> dict[int, float]:
     return {rank: (busy - start.busy[rank]) / seconds for rank, busy in end.busy.items()}
 
 
-def _ratio(shares: Mapping[int, float], rank: int, peers: Sequence[int]) -> float:
-    usual = statistics.median(shares[peer] for peer in peers)
-    return shares[rank] / max(usual, 0.01)
+def _ratios(shares: Mapping[int, float], groups: Sequence[Sequence[int]]) -> dict[int, float]:
+    """Each rank's share over the median of its group, in which the busiest does not count."""
+    ratios: dict[int, float] = {}
+    for group in groups:
+        usual = statistics.median(sorted(shares[rank] for rank in group)[:-1])
+        ratios |= {rank: shares[rank] / max(usual, 0.01) for rank in group}
+    return ratios

@@ -1,6 +1,7 @@
 """The watchdog over synthetic traces: no alarm without a reason, every hang and straggler found in time."""
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -130,6 +131,17 @@ def test_a_straggler_is_found_within_twenty_steps(step_seconds: float, seed: int
     seconds = 3.0  # three windows, and looks in between
     fewest_steps = seconds / (2 * step_seconds)
     assert found[0][0] - 100 <= max(20, fewest_steps)
+
+
+def test_thousands_of_ranks_are_looked_at_in_no_time() -> None:
+    watchdog, ranks, longest = Watchdog(WatchdogSection(), range(8192)), range(8192), 0.0
+    for look in range(30):
+        now = look * 2.0
+        beats = {rank: Beat("training", look, 0, 0.0, 0.8 * now) for rank in ranks}
+        began = time.perf_counter()
+        assert watchdog.observe(now, beats) is None
+        longest = max(longest, time.perf_counter() - began)
+    assert longest < 1
 
 
 def test_stages_with_different_work_are_no_stragglers() -> None:

@@ -1,6 +1,9 @@
 """Real ranks that hang in different ways: the watchdog says so, and the right one is named."""
 
+import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from llmscale.config.cluster import WatchdogSection
 from llmscale.control.culprit import find_culprit, suspects
 from llmscale.control.messages import Report, decode_report, encode
-from llmscale.control.watchdog import Suspect, Watchdog
+from llmscale.control.watchdog import Straggler, Suspect, Watchdog
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
 from tests.runtime.faulty_ranks import FAULT_STEP, WatchedRanks, watched_ranks
@@ -69,4 +72,37 @@ def test_of_two_ranks_in_different_collectives_both_are_named(tmp_path: Path) ->
         suspect(watched, 2)
         found = suspects(watched.evidence())
     assert {one.rank for one, _ in found} == {0, 1}
-    assert "broadcast" in dict((one.rank, why) for one, why in found)[1]
+    assert "broadcast" in {one.rank: why for one, why in found}[1]
+
+
+class HalfStopped(threading.Thread):
+    """Stops a process and lets it go on by turns, half of the time each."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.seconds = pid, seconds
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            os.kill(self.pid, signal.SIGSTOP)
+            time.sleep(self.seconds)
+            os.kill(self.pid, signal.SIGCONT)
+            self.over.wait(self.seconds)
+
+
+def test_a_rank_that_is_stopped_half_of_the_time_straggles(tmp_path: Path) -> None:
+    with watched_ranks(tmp_path, 2, step_seconds=0.1) as watched:
+        watchdog = Watchdog(WatchdogSection(), range(2))
+        watched.wait_for_step(1)
+        # Something to compare with; on a busy machine there may be real stragglers in it.
+        watched.look_until(watchdog, 2.0)
+        stopper = HalfStopped(watched.ranks[1].pid, 0.15)
+        first_step = watched.step()
+        stopper.start()
+        verdict, _ = watched.look_until(watchdog, 30)
+        steps = watched.step() - first_step
+        stopper.over.set()
+        stopper.join()
+    assert isinstance(verdict, Straggler) and verdict.rank == 1, verdict
+    assert steps <= 20
