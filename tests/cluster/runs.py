@@ -103,7 +103,7 @@ class Submitted:
             except StopIteration:
                 return None
 
-        return wait_until(found, f"the task of {self.run.folder} has begun", seconds) or 0
+        return wait_until(found, f"the task of {self.run.folder} has begun", seconds)
 
     def rank_pid(self, rank: int) -> int:
         """The newest process of a rank, as its node numbers it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.cluster.slurm import packages
 from tests.cluster.slurm.cluster import SlurmCluster
 from tests.cluster.waiting import wait_until
 
@@ -19,6 +20,13 @@ def script(folder: Path, *lines: str) -> str:
     path = folder / "job.sh"
     path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
     return str(path)
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure that says what to install, never a skip."""
+    monkeypatch.setattr(packages, "search_path", lambda: str(tmp_path))
+    with pytest.raises(RuntimeError, match="apt-get install .* munge .* slurmctld slurmd"):
+        SlurmCluster(tmp_path / "none").__enter__()
 
 
 def test_a_step_runs_on_two_nodes(cluster: SlurmCluster, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ T = TypeVar("T")
 POLL_SECONDS = 0.1
 
 
-def wait_until(condition: Callable[[], T], what: str, seconds: float) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, seconds: float) -> T:
     """The first true value of `condition`, asked ten times a second.
 
     Raises:

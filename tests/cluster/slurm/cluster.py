@@ -172,7 +172,7 @@ class SlurmCluster:
 
     def _waiting(self, number: int, condition: Callable[[], Job | None], what: str, seconds: float) -> Job:
         try:
-            return wait_until(condition, what, seconds)  # type: ignore[return-value]
+            return wait_until(condition, what, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe(number)}") from None
 
