@@ -9,6 +9,7 @@ from typing import Protocol
 from llmscale.checkpoint.epochs import Epochs
 from llmscale.control.messages import Evidence, Failure, Place
 from llmscale.control.watchdog import Beat
+from tests.control.schedules import Plan
 
 STEP_SECONDS = 2.0
 SAVE_EVERY = 2
@@ -75,16 +76,6 @@ class Storage:
         return (step, epoch) in history
 
 
-class Plan(Protocol):
-    """What training needs to know of a schedule."""
-
-    steps: int
-    crash_step: int | None
-    crash_code: int | None
-    save_fails: float
-    slow_save: float
-
-
 class Node(Protocol):
     """What ranks need to know of the machine that they are on."""
 
@@ -103,11 +94,9 @@ class Run(Protocol):
     """What ranks and training need of the simulator around them."""
 
     chance: Random
+    plan: Plan
     storage: Storage
     events: list[tuple[str, int | None]]
-
-    @property
-    def plan(self) -> Plan: ...
 
     def later(self, seconds: float, action: Callable[..., object], *arguments: object) -> None: ...
 

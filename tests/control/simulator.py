@@ -18,7 +18,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from llmscale.config.cluster import WatchdogSection
@@ -26,12 +26,12 @@ from llmscale.control.coordinator import Coordinator, Policy
 from llmscale.control.messages import Order, Place, Report
 from llmscale.control.node import NodeAgent
 from llmscale.control.requeue import MOST_FAILURES, Rules, decide, tries_without_progress
+from tests.control.schedules import Plan, make_plan
+from tests.control.simulated_node import SimulatedNode
 from tests.control.simulated_training import SimulatedRanks, Storage, Training, Violation
 
-TURN_SECONDS = 1.5
 FAREWELL_SECONDS = 10.0
 GRACE_SECONDS = 30.0
-FAULT_SECONDS = 120.0
 LONGEST = 5_000.0
 MOST_GENERATIONS = 60
 LOCK_SECONDS = 60.0
@@ -48,160 +48,6 @@ class Machines:
     agent: type[NodeAgent] = NodeAgent
     coordinator: type[Coordinator] = Coordinator
     fences: bool = True
-
-
-@dataclass
-class Plan:
-    """One schedule: how large the run is, how bad the network, and what goes wrong when."""
-
-    seed: int
-    nodes: int
-    min_nodes: int
-    steps: int
-    max_restarts: int
-    max_requeues: int
-    loss: float
-    double: float
-    delay: float
-    crash_step: int | None
-    crash_code: int | None
-    save_fails: float
-    slow_save: float
-    hangs: bool
-    respawn: bool
-    locks: bool
-    """Whether the lock of the run folder holds between machines."""
-    faults: list[tuple[float, str, int, float]] = field(default_factory=list)
-    """(when, what, which node, for how long)."""
-
-
-FAULTS = (
-    "rank dies",
-    "rank hangs",
-    "agent dies",
-    "node cut",
-    "node cut",
-    "node cut",
-    "node dies",
-    "preempt",
-    "requeue",
-)
-
-
-def make_plan(seed: int) -> Plan:
-    chance = Random(seed)
-    nodes = chance.choice((1, 2, 2, 3))
-    deterministic = chance.random() < 0.1
-    weather = chance.choice((0.0, 0.0, 0.05, 0.25))
-    hangs = chance.random() < 0.25
-    plan = Plan(
-        seed=seed,
-        nodes=nodes,
-        min_nodes=chance.randint(1, nodes),
-        steps=chance.choice((3, 6, 9)),
-        max_restarts=chance.choice((1, 3, 3)),
-        max_requeues=chance.choice((2, 20, 20)),
-        loss=weather,
-        double=weather,
-        delay=chance.choice((0.02, 0.5, 3.0)) if weather else 0.02,
-        crash_step=chance.randint(1, 3) if deterministic else None,
-        crash_code=chance.choice((None, None, 2)) if deterministic else None,
-        save_fails=chance.choice((0.0, 0.0, 0.2)),
-        slow_save=chance.choice((0.0, 0.0, 0.3)),
-        hangs=hangs,
-        respawn=chance.random() < 0.3,
-        locks=chance.random() < 0.5,
-    )
-    kinds = FAULTS if hangs else tuple(kind for kind in FAULTS if kind != "rank hangs")
-    for _ in range(chance.choice((0, 1, 1, 2, 4))):
-        when = chance.uniform(0, chance.choice((20, 60, FAULT_SECONDS)))
-        seconds = chance.choice((3, 9, 20, 60))
-        plan.faults.append((when, chance.choice(kinds), chance.randrange(nodes), seconds))
-    return plan
-
-
-class SimulatedNode:
-    """One agent process, its ranks, and its place in the network. A new process is a new one of these."""
-
-    def __init__(self, run: "Simulation", attempt: int, index: int) -> None:
-        self.run = run
-        self.attempt = attempt
-        self.index = index
-        self.number = next(run.numbers)
-        self.alive = True
-        self.drift = run.chance.uniform(0, 1e6)
-        """Every machine's clock began at another time."""
-        self.ranks = SimulatedRanks(run, self, f"node{index}")
-        policy = run.policy
-        self.agent = run.machines.agent(
-            f"node{index}-{self.number}",
-            f"node{index}",
-            f"node{index}",
-            index,
-            self.ranks,
-            policy.fence_seconds,
-            policy.join_seconds,
-            60.0,
-            self.clock(),
-        )
-        self.coordinator: Coordinator | None = None
-        """In the same process, on the first node."""
-
-    @property
-    def cut(self) -> bool:
-        return self.index in self.run.cut
-
-    @property
-    def master(self) -> str:
-        """Whose orders the agent follows."""
-        return self.agent.order.coordinator if self.agent.order else ""
-
-    def clock(self) -> float:
-        return self.run.now + self.drift
-
-    def ranks_changed(self) -> None:
-        if self.alive:
-            self.run.later(0.05, self.notice)
-
-    def notice(self) -> None:
-        if not self.alive:
-            return
-        if self.index == 0:
-            self.run.first_turn(self)
-        else:
-            self.turn()
-
-    def repeat(self) -> None:
-        """A turn every TURN_SECONDS for as long as the process lives."""
-        if self.alive:
-            self.notice()
-            self.run.later(TURN_SECONDS, self.repeat)
-
-    def turn(self) -> None:
-        """An agent of another node than the first: look after the ranks, and report."""
-        self.agent.tick(self.clock())
-        if self.agent.exit_code is not None:
-            self.end()
-        else:
-            self.run.send_report(self, self.agent.report(self.clock()))
-
-    def hear(self, order: Order) -> None:
-        if not self.alive:
-            return
-        agent = self.agent
-        before = agent.state, agent.order and agent.order.number, agent.examined
-        agent.receive(order, self.clock())
-        agent.tick(self.clock())
-        if agent.exit_code is not None:
-            self.end()
-        elif before != (agent.state, agent.order and agent.order.number, agent.examined):
-            self.run.send_report(self, agent.report(self.clock()))
-
-    def end(self) -> None:
-        """The process is gone, and with it its ranks."""
-        self.alive = False
-        self.coordinator = None
-        self.ranks.kill()
 
 
 class Simulation:
