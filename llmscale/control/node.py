@@ -143,6 +143,9 @@ class NodeAgent:
             return
         self.order = order
         if order.kind == "wait":
+            if self.state == "running":
+                # The rank at fault may be here: another node's ranks have only complained of it sooner.
+                self._look_after_ranks()
             self._clear()
         elif order.kind == "open":
             self._open(order)
