@@ -31,7 +31,7 @@ WINDOW_STEPS = 5
 WINDOW_SECONDS = 0.7
 """A rank straggles when it does so in three windows in a row, each at least this long: one pause, such as a
 collection of garbage, fills one window, or parts of two."""
-STRAGGLER_RATIO = 1.4
+STRAGGLER_RATIO = 1.6
 STRAGGLER_SHARE = 0.5
 RECOVERED_RATIO = 1.2
 
