@@ -122,28 +122,26 @@ def test_logs(slurm_place: SlurmPlace) -> None:
     assert "saved step 3" in text and "saved step 12" in text
 
 
-def test_preflight_names_the_bad_node(slurm_place: SlurmPlace) -> None:
+@pytest.mark.parametrize("exclude", [True, pytest.param(False, marks=pytest.mark.soak)])
+def test_preflight_names_the_bad_node(slurm_place: SlurmPlace, exclude: bool) -> None:
     """A node that sees a copy of the run folder on a disk of its own instead of the shared one."""
     place, cluster = slurm_place, slurm_place.cluster
-    layout = ("cluster.nodes=2", "cluster.preflight=true", "train.steps=6")
-    refused = place.submit("named", *layout, "cluster.options=['--hold', '--nodelist=node[1-2]']")
-    excluded = place.submit("without", *layout, "cluster.options=[--hold]", "cluster.exclude_bad_nodes=true")
+    layout = ("cluster.nodes=2", "cluster.preflight=true", "train.steps=6", "cluster.options=[--hold]")
+    submitted = place.submit("checked", *layout, f"cluster.exclude_bad_nodes={exclude}")
     bad = cluster.nodes["node2"]
     bad.run("cp", "--archive", str(place.root), "/dev/shm/runs")
     bad.run("mount", "--bind", "/dev/shm/runs", str(place.root))
-
-    cluster.run("scontrol", "release", str(refused.job))
-    refused.end("FAILED")
-    assert list(refused.wait_for_event("preflight_failed").details["bad_nodes"]) == ["node2"]
-    assert refused.run.events("started") == []
-
-    cluster.run("scontrol", "release", str(excluded.job))
-    excluded.finish()
-    bad.switch_off()
-    assert cluster.restarts(excluded.job) == 1
-    job = cluster.job(excluded.job)
-    assert job["excluded_nodes"] == "node2"
-    assert job["nodes"] in ("node[1,3]", "node[3-4]")
+    cluster.run("scontrol", "release", str(submitted.job))
+    if exclude:
+        submitted.finish()
+    else:
+        submitted.end("FAILED")
+    bad.switch_off()  # and with it the mount
+    assert list(submitted.wait_for_event("preflight_failed").details["bad_nodes"]) == ["node2"]
+    assert len(submitted.run.events("started")) == cluster.restarts(submitted.job) == int(exclude)
+    job = cluster.job(submitted.job)
+    assert job["excluded_nodes"] == ("node2" if exclude else "")
+    assert (job["nodes"] == "node[1-2]") != exclude
 
 
 @pytest.mark.soak
