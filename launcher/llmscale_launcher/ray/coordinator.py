@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmscale_launcher.ray.guard import guarded
 
+ADDRESS_NAME = ".coordinator"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05
 
@@ -20,8 +20,8 @@ class CoordinatorProcess:
         self, command: Sequence[str], run_folder: Path, host: str, variables: Mapping[str, str]
     ) -> None:
         """`host`: address of this machine for the nodes."""
-        self._folder = tempfile.TemporaryDirectory(prefix="llmscale-")
-        self._written_to = Path(self._folder.name) / "address"
+        self._written_to = run_folder / ADDRESS_NAME
+        self._written_to.unlink(missing_ok=True)  # of a driver that was killed
         options = [f"--host={host}", f"--written-to={self._written_to}"]
         self._process = subprocess.Popen(
             guarded([*command, str(run_folder), *options], os.getpid()),
@@ -46,5 +46,6 @@ class CoordinatorProcess:
     def end(self) -> int:
         """Kill it if it still runs; returns its exit code."""
         self._process.kill()
-        self._folder.cleanup()
-        return self._process.wait()
+        code = self._process.wait()
+        self._written_to.unlink(missing_ok=True)
+        return code
