@@ -5,8 +5,11 @@ hanging. Beats go to two slots by turns, each with a checksum: while one is bein
 one is whole, even if the writer is stopped for ever in between.
 """
 
+import contextlib
+import fcntl
 import mmap
 import os
+import shutil
 import struct
 import tempfile
 import time
@@ -29,13 +32,39 @@ _FIELDS = struct.Struct("<qqqq")
 """Count, phase, step, nanoseconds of CLOCK_MONOTONIC, which is one for the whole machine."""
 _CHECKSUM = struct.Struct("<I")
 _SLOT = 64
+_PREFIX = "llmscale-beats-"
+
+_held: list[int] = []
+"""Descriptors of folders that this process has locked, for as long as it lives."""
 
 
 def make_beats_folder() -> Path:
-    """A folder for the beats of this node's ranks, in memory where the machine has such a place."""
+    """A folder for the beats of this node's ranks, in memory where the machine has such a place.
+
+    It counts as in use while this process lives; what others that were killed have left is removed.
+    """
     shared_memory = Path("/dev/shm")
-    place = shared_memory if os.access(shared_memory, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="llmscale-beats-", dir=place))
+    place = shared_memory if os.access(shared_memory, os.W_OK) else Path(tempfile.gettempdir())
+    remove_abandoned(place)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    _held.append(descriptor)
+    return folder
+
+
+def remove_abandoned(place: Path, older_than: float = 60.0) -> None:
+    """Remove folders of beats that no process holds, and that are older than so many seconds: one may just
+    be begun."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - folder.stat().st_mtime > older_than:
+                    shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
 
 
 def beats_folder() -> Path | None:
