@@ -84,7 +84,8 @@ def test_controller_is_killed_and_comes_back(slurm_place: SlurmPlace, oracle: Ru
     assert_same_run(submitted.run, oracle)
 
 
-@pytest.mark.parametrize("cut", ["node1", pytest.param("node2", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("cut", ["node1", "node2"])
 def test_cut_network_between_nodes(slurm_place: SlurmPlace, oracle: Run, cut: str) -> None:
     """A node that nobody reaches still sees the shared files. The ranks on both sides end by themselves, and
     neither they nor a script that is left over disturb the run that SLURM starts elsewhere."""
