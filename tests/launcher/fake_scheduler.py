@@ -98,7 +98,10 @@ class FakeScheduler:
     ) -> None:
         """What squeue says from now on of job `ID` or `ID_INDEX`; `state` in SLURM's words."""
         line = f"{key}|{state}|{reason}|{nodes}|{exit_code << 8}|{restarts}|\n"
-        (self.folder / "jobs" / key).write_text(line)
+        # Whole or not at all: squeue may look at any moment.
+        temporary = self.folder / f"new-{key}"
+        temporary.write_text(line)
+        temporary.replace(self.folder / "jobs" / key)
 
     def set_job(self, state: str = "RUNNING", excluded: str = "(null)", restarts: str = "same") -> None:
         """What `scontrol show job` says from now on; "same" restarts: as the script's own variable has it."""
