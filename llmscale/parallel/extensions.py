@@ -60,7 +60,7 @@ def remove_stale_locks(folder: Path) -> list[Path]:
 def _sees_all_processes() -> bool:
     """Whether this is the machine's first process namespace, whose number is fixed (`PROC_PID_INIT_INO`)."""
     namespace = Path("/proc/self/ns/pid")
-    return not namespace.exists() or os.readlink(namespace) == "pid:[4026531836]"
+    return not namespace.exists() or namespace.readlink().name == "pid:[4026531836]"
 
 
 def _modified(lock: Path) -> float:

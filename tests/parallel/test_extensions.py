@@ -26,9 +26,7 @@ def on_the_machine_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extensions, "_sees_all_processes", lambda: True)
 
 
-def test_in_a_container_a_young_lock_may_be_anybodys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_a_container_a_young_lock_may_be_anybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extensions, "_sees_all_processes", lambda: False)
     lock = tmp_path / "op" / "lock"
     lock.parent.mkdir()

@@ -33,9 +33,7 @@ def run_nodes(folder: Path, entry: str) -> list[int]:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     command = [sys.executable, "-c", PROGRAM, str(folder), entry]
-    agents = [
-        subprocess.Popen(command, env={**environment, "LLMSCALE_NODE": str(node)}) for node in range(2)
-    ]
+    agents = [subprocess.Popen(command, env={**environment, "LLMSCALE_NODE": str(node)}) for node in range(2)]
     try:
         return [agent.wait(60) for agent in agents]
     finally:
