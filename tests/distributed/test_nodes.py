@@ -120,6 +120,8 @@ def test_with_elasticity_the_others_go_on_and_the_lost_node_may_come_back(place:
         until(lambda: nodes.run.last_step() >= 5, nodes)
         nodes.agents[1].kill()
         nodes.agents[1].wait()
+        # Started any sooner it may be in time for the restart, and nobody would go on with fewer.
+        until(lambda: len(nodes.run.events("restarted")) == 1, nodes)
         nodes.agents[1] = nodes.start(1)
         until(lambda: len(nodes.run.events("restarted")) == 2, nodes)
         regrown = nodes.run.last_step()
