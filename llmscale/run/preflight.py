@@ -63,6 +63,8 @@ class Guest:
     quickest_ping: float = float("inf")
     last_ping: float = 0.0
     world: World | None = None
+    answered: bool = False
+    """It has seen the first node's canary, and said so in the run folder."""
     told: tuple[bool, bool] = (False, False)
     verdict: Verdict | None = None
 
@@ -120,10 +122,11 @@ class Guest:
 
     def _sees_canary(self) -> bool:
         path = self.meeting / CANARY
-        if not path.exists() or path.read_text() != self.nonce:
-            return False
-        (self.meeting / f"{sign(self.environment.index)}.answer").write_text(self.nonce)
-        return True
+        if not self.answered and path.exists() and path.read_text() == self.nonce:
+            # Whole or not at all: the first node may look at any moment.
+            _write(self.meeting / f"{sign(self.environment.index)}.answer", self.nonce)
+            self.answered = True
+        return self.answered
 
     def _findings(self) -> Findings:
         local = self.measurement.local

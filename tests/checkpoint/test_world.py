@@ -147,6 +147,9 @@ def test_a_full_disk_on_one_rank_fails_the_save_on_all(tmp_path: Path, bad_rank:
     (first, second) = found[0]
     assert first[:2] == (1, "failed")
     assert second == (2, "committed", "")
+    # A writer that was late may have put a file into what was just being removed; the next start clears it.
+    assert not list((tmp_path / "c").glob("*.partial"))
+    Store(tmp_path / "c").clean()
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"epochs", "step-00000002"}
 
 
