@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.cluster.ray_runs import RayPlace
+from tests.cluster.waiting import wait_until
 from tests.distributed.trainings import Run, assert_same_run
 
 pytestmark = pytest.mark.cluster
