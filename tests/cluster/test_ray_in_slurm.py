@@ -56,6 +56,7 @@ def test_signal_saves_and_requeues(place: SlurmPlace, oracle: Run) -> None:
     wait_until_nothing_is_left(submitted)
 
 
+@pytest.mark.soak
 def test_two_jobs_with_a_ray_each_share_their_nodes(place: SlurmPlace, oracle: Run) -> None:
     jobs = [place.submit(f"sharing-{number}") for number in (1, 2)]
     for submitted in jobs:
