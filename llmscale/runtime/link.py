@@ -8,6 +8,7 @@ something to read, and what cannot be sent yet is kept.
 import contextlib
 import hashlib
 import hmac
+import itertools
 import secrets
 import select
 import selectors
@@ -122,6 +123,9 @@ class LinkServer:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.peers: dict[int, Lines] = {}
+        self.numbers = itertools.count(1)
+        """Of peers. Not their descriptors, which the next connection gets again: what is meant for an agent that
+        is gone must not reach another."""
 
     @property
     def port(self) -> int:
@@ -134,7 +138,7 @@ class LinkServer:
             if key.fileobj is self.listener:
                 self._accept(now)
                 continue
-            peer = key.fd
+            peer: int = key.data
             try:
                 lines += [(peer, line) for line in self._receive(self.peers[peer])]
             except Closed:
@@ -169,9 +173,9 @@ class LinkServer:
         connection, _ = self.listener.accept()
         _prepare(connection)
         lines = Lines(connection, since=now)
-        peer = connection.fileno()
+        peer = next(self.numbers)
         self.peers[peer] = lines
-        self.selector.register(connection, selectors.EVENT_READ)
+        self.selector.register(connection, selectors.EVENT_READ, peer)
         self.send(peer, lines.challenge)
 
     def _receive(self, peer: Lines) -> list[str]:

@@ -130,3 +130,21 @@ def test_the_token_is_one_for_all_and_nobody_elses(tmp_path: Path) -> None:
     assert len(set(found)) == 1 and len(found[0]) == 64 and len(found) == 8
     (path,) = tmp_path.iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_words_for_a_peer_that_is_gone_reach_nobody_else(server: LinkServer) -> None:
+    first = Link(ADDRESS, [server.port], TOKEN)
+    ((gone, _), *_) = exchange(server, first)
+    first.hang_up("done", 0.0)
+    deadline = time.monotonic() + 5
+    while server.peers and time.monotonic() < deadline:
+        server.poll(time.monotonic(), 0.01)
+    second = Link(ADDRESS, [server.port], TOKEN)
+    ((other, _), *_) = exchange(server, second)
+    server.send(gone, "for the first")
+    server.send(other, "for the second")
+    heard: list[str] = []
+    while not heard and time.monotonic() < deadline:
+        heard = second.poll(time.monotonic())
+    assert heard == ["for the second"]
+    second.hang_up("done", 0.0)
