@@ -11,8 +11,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from llmscale.config.problems import InputError, Problem
-
-EXIT_BAD_INPUT = 2
+from llmscale.control.exit_codes import EXIT_BAD_INPUT
 
 COMMANDS = {
     "train": ("llmscale.commands.train:train", "Train here, in the foreground; resume where it was."),

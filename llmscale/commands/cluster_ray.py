@@ -13,7 +13,7 @@ from llmscale_launcher.ray.guard import guarded
 from llmscale_launcher.ray.jobs import JobServer, user_token
 from llmscale_launcher.ray.local import IDLE_SECONDS, Keeper
 
-from llmscale.control.requeue import EXIT_DONE, EXIT_FAILED, EXIT_SAVED
+from llmscale.control.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_SAVED
 from llmscale.run.endings import last_ending
 from llmscale.run.supervise import Supervisor
 from llmscale.runtime.events import read_events

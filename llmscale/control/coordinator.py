@@ -15,13 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llmscale.config.cluster import WatchdogSection
+from llmscale.control.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_SAVED
 from llmscale.control.hangs import HangWatch
 from llmscale.control.messages import Failure, Happening, Order, OrderKind, Place, Report, first_failure
-
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_NO_PROGRESS = 3
-EXIT_SAVED = 75
 
 Phase = Literal["gathering", "opening", "running", "clearing", "ended"]
 
@@ -364,16 +360,16 @@ class Coordinator:
         )
 
     def _place(self, agent: str) -> Place:
-        leader = self.orders[agent].place
-        first = self.agents.get(self.members[0])
+        first = self.agents[self.members[0]].report
+        node_rank = self.members.index(agent)
         return Place(
-            node_rank=self.members.index(agent),
+            node_rank=node_rank,
             nodes=len(self.members),
-            first_rank=self.members.index(agent) * self.policy.processes,
+            first_rank=node_rank * self.policy.processes,
             processes=self.policy.processes,
             world_size=len(self.members) * self.policy.processes,
-            master_address=first.report.address if first else (leader.master_address if leader else ""),
-            master_port=first.report.port if first else (leader.master_port if leader else 0),
+            master_address=first.address,
+            master_port=first.port,
             restart_count=self.generation - 1,
         )
 

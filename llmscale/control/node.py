@@ -8,10 +8,9 @@ it ends before the coordinator's patience does, however long messages take.
 
 from typing import Protocol
 
+from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.control.messages import AgentState, Evidence, Failure, Order, Place, Report
 from llmscale.control.watchdog import Beat
-
-EXIT_SAVED = 75
 
 
 class Ranks(Protocol):

@@ -9,10 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_NO_PROGRESS = 3
-EXIT_SAVED = 75
+from llmscale.control.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_SAVED
 
 MOST_FAILURES = 3
 """Failed attempts without a newer checkpoint after which another one would only fail again."""

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from llmscale.config.problems import InputError
-from llmscale.control.requeue import EXIT_NO_PROGRESS, MOST_FAILURES, no_progress, tries_without_progress
+from llmscale.control.exit_codes import EXIT_NO_PROGRESS, EXIT_SAVED
+from llmscale.control.requeue import MOST_FAILURES, no_progress, tries_without_progress
 from llmscale.run.committed import committed_step
 from llmscale.runtime.events import EventLog, read_events
 from llmscale.runtime.run_folder import locked
-from llmscale.runtime.stop_signal import EXIT_SAVED
 
 LOCK_SECONDS = 60.0
 """How long the attempt before may take to be gone; a shared file system may hold its lock for a while."""

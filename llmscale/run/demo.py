@@ -23,6 +23,7 @@ from rich.panel import Panel
 from rich.rule import Rule
 
 from llmscale.config.load import load_config
+from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.runtime.metrics import last_metrics, read_metrics
 
 CONFIG = Path("configs/pretrain/tiny.yaml")
@@ -35,7 +36,6 @@ VOCABULARY = 8192
 MEASURED_STEPS = 4
 """Steps of the trial run that tells how fast this machine is; the first is left out."""
 FEWEST_STEPS, MOST_STEPS = 12, 400
-EXIT_SAVED = 75
 NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
 """Folders of Python's installation that are someone else's code, or data for tests."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from llmscale.config.load import read_resolved
 from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
+from llmscale.control.exit_codes import EXIT_BAD_INPUT
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.run.elastic import with_nodes
 
@@ -15,8 +16,6 @@ Task = Callable[[Config, RankEnvironment], int]
 
 TASKS = {"pretrain": "llmscale.run.pretrain:run"}
 """Task name -> function that runs it on one rank and returns the exit code."""
-
-EXIT_BAD_INPUT = 2
 
 
 def main(run_folder: Path) -> int:

@@ -11,6 +11,7 @@ from llmscale.checkpoint.checkpointer import Checkpointer
 from llmscale.checkpoint.manifest import Manifest
 from llmscale.config.problems import Problem
 from llmscale.config.schema import CheckpointSection, Config
+from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
@@ -28,7 +29,6 @@ from llmscale.plan.parameters import model_parameters
 from llmscale.runtime.hooks import RunStart
 from llmscale.runtime.meter import Meter, peak_flops
 from llmscale.runtime.standard_hooks import standard_hooks
-from llmscale.runtime.stop_signal import EXIT_SAVED
 from llmscale.train.loop import Position, TrainingLoop
 
 

@@ -15,15 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from llmscale.config.load import read_resolved
-from llmscale.control.requeue import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_SAVED,
-    Rules,
-    Tries,
-    decide,
-    tries_without_progress,
-)
+from llmscale.control.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_SAVED
+from llmscale.control.requeue import Rules, Tries, decide, tries_without_progress
 from llmscale.run.committed import committed_step
 from llmscale.run.endings import CANCELLED_NAME, how_it_ended, last_ending
 from llmscale.runtime.events import Event, EventLog, read_events

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from llmscale.control.coordinator import EXIT_DONE, EXIT_FAILED, EXIT_NO_PROGRESS, EXIT_SAVED, Policy
+from llmscale.control.coordinator import Policy
+from llmscale.control.exit_codes import EXIT_DONE, EXIT_FAILED
 from llmscale.control.messages import decode_order, encode
 from llmscale.control.node import NodeAgent
 from llmscale.parallel.environment import NodeEnvironment
@@ -28,8 +29,6 @@ from llmscale.runtime.ranks import Entry, warm_up
 from llmscale.runtime.rendezvous import LOOPBACK, listening_address, own_address
 from llmscale.runtime.stop_signal import SIGNALS
 from llmscale.runtime.watcher import Watcher
-
-__all__ = ["EXIT_DONE", "EXIT_FAILED", "EXIT_NO_PROGRESS", "EXIT_SAVED", "Agent", "Job", "Watcher"]
 
 POLL_SECONDS = 0.05
 REPORT_SECONDS = 0.25

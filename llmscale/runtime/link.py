@@ -124,8 +124,8 @@ class LinkServer:
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.peers: dict[int, Lines] = {}
         self.numbers = itertools.count(1)
-        """Of peers. Not their descriptors, which the next connection gets again: what is meant for an agent that
-        is gone must not reach another."""
+        """Of peers. Not their descriptors, which the next connection gets again: what is meant for an agent
+        that is gone must not reach another."""
 
     @property
     def port(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.control.messages import Evidence, Failure, Place
 from llmscale.control.watchdog import Beat
 from llmscale.runtime.beats import VARIABLE as BEATS_VARIABLE
@@ -18,7 +19,6 @@ from llmscale.runtime.out_of_memory import kernel_kills, told_apart
 from llmscale.runtime.ranks import Entry, RankProcess, join_ranks, kill_ranks, start_rank
 from llmscale.runtime.rendezvous import LOOPBACK, interface_of, open_store
 from llmscale.runtime.stacks import collect_evidence
-from llmscale.runtime.stop_signal import EXIT_SAVED
 
 LEAVE_SECONDS = 30.0
 """How long a rank that is done may take to close its connections."""

@@ -7,9 +7,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """What schedulers send before they kill, and a terminal that closes. Ctrl-C goes to the agent, which
 sends SIGTERM."""
 
-EXIT_SAVED = 75
-"""Saved and wants to be started again (EX_TEMPFAIL of sysexits.h)."""
-
 
 class _Flag:
     raised = False

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.runtime import stop_signal
 from llmscale.runtime.final import FinalFailure
@@ -44,7 +45,7 @@ def train(run_folder: Path) -> int:
         if environment.rank == 0 and (step % 5 == 0 or stop):
             commit(run_folder, step)
         if stop:
-            return stop_signal.EXIT_SAVED
+            return EXIT_SAVED
     return 0
 
 
@@ -54,7 +55,7 @@ def train_slowly(run_folder: Path) -> int:
         (run_folder / f"alive-{os.environ['RANK']}").write_text(str(os.getpid()))
         time.sleep(STEP_SECONDS)
     commit(run_folder, 7)
-    return stop_signal.EXIT_SAVED
+    return EXIT_SAVED
 
 
 def ignore_signals(run_folder: Path) -> int:

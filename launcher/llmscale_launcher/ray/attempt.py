@@ -15,19 +15,11 @@ from types import FrameType
 
 from llmscale.config.load import read_resolved
 from llmscale.config.schema import Config
+from llmscale.control.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_SAVED
 from llmscale_launcher.ray.actor import AgentStart
 from llmscale_launcher.ray.coordinator import CoordinatorProcess
 from llmscale_launcher.ray.nodes import RayNodes
-from llmscale_launcher.ray.placement import (
-    EXIT_AGAIN,
-    ask_of,
-    exit_code_without_place,
-    shortage,
-    smaller_sizes,
-)
-
-EXIT_DONE = 0
-EXIT_FAILED = 1
+from llmscale_launcher.ray.placement import ask_of, exit_code_without_place, shortage, smaller_sizes
 
 POLL_SECONDS = 0.25
 REMIND_SECONDS = 60.0
@@ -142,7 +134,7 @@ class Attempt:
 
     def _without_place(self) -> int:
         if self.stop_signal is not None:
-            return EXIT_AGAIN
+            return EXIT_SAVED
         machines = self.nodes.machines()
         self.say(f"found no place in time. {shortage(self.nodes.ask, machines)}")
         return exit_code_without_place(self.nodes.ask, machines, self.ran_before)
@@ -160,9 +152,9 @@ class Attempt:
         codes: list[int] = []
         while self.nodes.have_agents and self.stop_signal is None:
             for end in self.nodes.poll(POLL_SECONDS):
-                codes.append(EXIT_AGAIN if end.exit_code is None else shell_exit_code(end.exit_code))
+                codes.append(EXIT_SAVED if end.exit_code is None else shell_exit_code(end.exit_code))
         if self.stop_signal is not None:
-            return EXIT_AGAIN
+            return EXIT_SAVED
         if max(codes) != EXIT_DONE:
             self.say(f"preflight failed, see {self.folder / 'preflight.json'}")
         return max(codes)

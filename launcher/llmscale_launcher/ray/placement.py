@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmscale.config.cluster import ClusterSection
-
-EXIT_BAD_INPUT = 2
-EXIT_AGAIN = 75
+from llmscale.control.exit_codes import EXIT_BAD_INPUT, EXIT_SAVED
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def exit_code_without_place(ask: Ask, machines: Sequence[Machine], placed_before
     A Ray that never had enough is bad input; one that is busy, or has lost machines, is worth another try.
     """
     enough = room(ask, machines) >= ask.nodes
-    return EXIT_AGAIN if enough or placed_before else EXIT_BAD_INPUT
+    return EXIT_SAVED if enough or placed_before else EXIT_BAD_INPUT
 
 
 def smaller_sizes(ask: Ask, machines: Sequence[Machine], fewest: int) -> list[int]:
