@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 
 def packed(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Rows of examples, by their places in `lengths`: each example once, the longest first, each into the row that
-    it fills best (best fit decreasing; within 11/9 of the fewest rows possible, Johnson 1973).
+    """Rows of examples, by their places in `lengths`: each example once, the longest first, each into the row
+    that it fills best (best fit decreasing; within 11/9 of the fewest rows possible, Johnson 1973).
 
     Raises:
         ValueError: an example is longer than a row.
