@@ -29,9 +29,9 @@ class DoraUpdate(LoraUpdate):
     def __init__(self, chunk: LanguageModel, found: TargetLinear, options: PeftSection) -> None:
         super().__init__(chunk, found, options)
         weight = found.linear.weight
-        self.magnitude = torch.nn.ParameterDict(
-            {target.short_name: self._norm(weight, target).clone() for target in found.targets}
-        )
+        for target in found.targets:
+            magnitude_O = torch.nn.Parameter(self._norm(weight, target))
+            self.register_parameter(f"magnitude_{target.short_name}", magnitude_O)
 
     def scaled(self, output_SBO: Tensor, bias_O: Tensor | None, update_SBO: Tensor, weight: Tensor) -> Tensor:
         """The layer's new output.
@@ -44,17 +44,12 @@ class DoraUpdate(LoraUpdate):
         factor_O = torch.ones_like(weight[:, 0])
         parts, end = [], 0
         for target in self.targets:
-            magnitude = self._magnitude(target)
+            magnitude = self._whole(getattr(self, f"magnitude_{target.short_name}"))
             parts += [factor_O[end : target.first_row], magnitude / self._norm(weight, target)]
             end = target.first_row + target.rows
         factor_O = torch.cat([*parts, factor_O[end:]])
         plain_SBO = output_SBO if bias_O is None else output_SBO - bias_O
         return output_SBO + (factor_O - 1) * plain_SBO + factor_O * update_SBO
-
-    def _magnitude(self, target: Target) -> Tensor:
-        magnitude_O = self.magnitude[target.short_name]
-        is_partial = self.sequence_parallel and not self.is_column_parallel
-        return sum_gradient(magnitude_O, self.group) if is_partial else magnitude_O
 
     @torch.no_grad()
     def _norm(self, weight: Tensor, target: Target) -> Tensor:
@@ -76,7 +71,7 @@ class DoraUpdate(LoraUpdate):
                 start, size = target.output_box(region)
                 local = Box((region.local.start[0] - target.first_row,), (size,))
                 regions.append(Region(name, (target.outputs,), local, Box((start,), (size,))))
-            local_name = f"{prefix}magnitude.{target.short_name}"
+            local_name = f"{prefix}magnitude_{target.short_name}"
             yield (
                 local_name,
                 added_declaration(local_name, (target.rows,), tuple(regions), not self.is_column_parallel),

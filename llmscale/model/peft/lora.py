@@ -52,12 +52,20 @@ class LoraUpdate(torch.nn.Module):
         self.group = chunk.world.tensor_group
         like = {"dtype": found.linear.weight.dtype, "device": found.linear.weight.device}
         inputs = found.linear.weight.shape[1]
-        self.lora_A = torch.nn.ParameterDict(
-            {t.short_name: torch.zeros(options.rank, inputs, **like) for t in found.targets}
-        )
-        self.lora_B = torch.nn.ParameterDict(
-            {t.short_name: torch.zeros(t.rows, options.rank, **like) for t in found.targets}
-        )
+        for target in found.targets:
+            down_RI = torch.zeros(options.rank, inputs, **like)
+            up_OR = torch.zeros(target.rows, options.rank, **like)
+            # Parameters of this very module: ZeRO-3 gathers those, and not a child's that is never called.
+            self.register_parameter(f"A_{target.short_name}", torch.nn.Parameter(down_RI))
+            self.register_parameter(f"B_{target.short_name}", torch.nn.Parameter(up_OR))
+
+    def down(self, target: Target) -> Tensor:
+        """A, [R, I]."""
+        return getattr(self, f"A_{target.short_name}")
+
+    def up(self, target: Target) -> Tensor:
+        """B, [O, R]."""
+        return getattr(self, f"B_{target.short_name}")
 
     def forward(self, input_SBI: Tensor) -> Tensor:
         """The update, [S, B, O]."""
@@ -66,7 +74,7 @@ class LoraUpdate(torch.nn.Module):
     def reduce(self, input_SBI: Tensor) -> Tensor:
         """A x of all targets, [S, B, R], whole on every tensor rank but for the sequence of a layer that is
         cut along its inputs."""
-        down_RI = torch.cat([self.lora_A[target.short_name] for target in self.targets])
+        down_RI = torch.cat([self.down(target) for target in self.targets])
         if not self.is_column_parallel:
             inner_SBR = F.linear(input_SBI, down_RI)
             if self.sequence_parallel:
@@ -83,7 +91,7 @@ class LoraUpdate(torch.nn.Module):
         end = 0
         for target, inner in zip(self.targets, inner_SBR.split(self.rank, dim=-1)):
             parts += _zeros(inner, target.first_row - end)
-            parts.append(F.linear(inner, self._up(target)))
+            parts.append(F.linear(inner, self._whole(self.up(target))))
             end = target.first_row + target.rows
         parts += _zeros(inner_SBR, self.outputs - end)
         return self.scale * torch.cat(parts, dim=-1)
@@ -91,23 +99,23 @@ class LoraUpdate(torch.nn.Module):
     @property
     def rank(self) -> int:
         """Of each target."""
-        return next(iter(self.lora_A.values())).shape[0]
+        return self.down(self.targets[0]).shape[0]
 
-    def _up(self, target: Target) -> Tensor:
-        up_OR = self.lora_B[target.short_name]
+    def _whole(self, parameter: Tensor) -> Tensor:
+        """The parameter with its whole gradient, where each tensor rank applies it to a part of the sequence."""
         is_partial = self.sequence_parallel and not self.is_column_parallel
-        return sum_gradient(up_OR, self.group) if is_partial else up_OR
+        return sum_gradient(parameter, self.group) if is_partial else parameter
 
     def weight_update(self, target: Target) -> Tensor:
         """scale · B A, this rank's part of it, [O, I]."""
-        return self.scale * self.lora_B[target.short_name] @ self.lora_A[target.short_name]
+        return self.scale * self.up(target) @ self.down(target)
 
     def declarations(self, prefix: str) -> Iterator[tuple[str, ParameterDeclaration]]:
         """Local name and declaration of each parameter; `prefix` is the update's own local name and a dot."""
         for target in self.targets:
             for name, regions, replicated in (
-                (f"lora_A.{target.short_name}", self._down_regions(target), self.is_column_parallel),
-                (f"lora_B.{target.short_name}", self._up_regions(target), not self.is_column_parallel),
+                (f"A_{target.short_name}", self._down_regions(target), self.is_column_parallel),
+                (f"B_{target.short_name}", self._up_regions(target), not self.is_column_parallel),
             ):
                 local_name = prefix + name
                 shape = tuple(self.get_parameter(name).shape)
@@ -160,7 +168,7 @@ def attach(chunk: LanguageModel, found: TargetLinear, update: LoraUpdate, seed: 
     found.linear.lora = update
     for local_name, declaration in update.declarations(f"{found.local_name}.lora."):
         chunk.added[local_name] = declaration
-        if ".lora_A." in local_name:
+        if ".lora.A_" in local_name:
             parameter = chunk.get_parameter(local_name)
             for region in declaration.regions:
                 drawn = uniform_box(seed, region, 1 / math.sqrt(region.shape[1]))
