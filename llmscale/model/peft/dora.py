@@ -17,10 +17,10 @@ from torch import Tensor
 from llmscale.config.tuning import PeftSection
 from llmscale.model.declaration import ParameterDeclaration
 from llmscale.model.language_model import LanguageModel
-from llmscale.model.peft.lora import PREFIX, LoraUpdate, added_declaration, attach
+from llmscale.model.peft.declared import added_declaration
+from llmscale.model.peft.lora import PREFIX, LoraUpdate, attach
 from llmscale.model.peft.targets import Linear, Target, TargetLinear, target_linears
 from llmscale.model.regions import Box, Region
-from llmscale.parallel.partial import sum_gradient
 
 
 class DoraUpdate(LoraUpdate):

@@ -25,6 +25,7 @@ from llmscale.config.tuning import PeftSection
 from llmscale.model.declaration import ParameterDeclaration
 from llmscale.model.initialize import uniform_box
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.peft.declared import added_declaration
 from llmscale.model.peft.targets import Linear, Target, TargetLinear, target_linears
 from llmscale.model.regions import Box, Region
 from llmscale.parallel.partial import sum_gradient
@@ -138,20 +139,6 @@ class LoraUpdate(torch.nn.Module):
 
 def _zeros(like: Tensor, columns: int) -> list[Tensor]:
     return [like.new_zeros((*like.shape[:-1], columns))] if columns else []
-
-
-def added_declaration(
-    local_name: str, shape: tuple[int, ...], regions: tuple[Region, ...], tensor_replicated: bool
-) -> ParameterDeclaration:
-    """Of a parameter that no other stage has."""
-    return ParameterDeclaration(
-        local_name=local_name,
-        shape=shape,
-        regions=regions,
-        tensor_replicated=tensor_replicated,
-        pipeline_replica=False,
-        tied=False,
-    )
 
 
 def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> None:
