@@ -41,21 +41,6 @@ class KeyValueCache:
         return self.keys_PBKD[: self.length], self.values_PBKD[: self.length]
 
 
-@dataclass
-class KeyValuePrefix:
-    """Learned keys and values that every token sees before its document's own: [P, K, D] each."""
-
-    keys_PKD: Tensor
-    values_PKD: Tensor
-
-    def before(self, key_TBKD: Tensor, value_TBKD: Tensor) -> tuple[Tensor, Tensor]:
-        rows = key_TBKD.shape[1]
-        keys_PBKD, values_PBKD = (
-            part[:, None].expand(-1, rows, -1, -1) for part in (self.keys_PKD, self.values_PKD)
-        )
-        return torch.cat((keys_PBKD, key_TBKD)), torch.cat((values_PBKD, value_TBKD))
-
-
 class SelfAttention(MegatronModule):
     """The rows of the fused projection are this rank's queries, then its keys, then its values."""
 
@@ -72,8 +57,9 @@ class SelfAttention(MegatronModule):
         self.sliding_window = sliding_window
         self.cache: KeyValueCache | None = None
         """Set while generating."""
-        self.prefix: Callable[[], KeyValuePrefix] | None = None
-        """Set by prefix tuning."""
+        self.prefix: Callable[[], tuple[Tensor, Tensor]] | None = None
+        """Set by prefix tuning: gives the keys and values, [P, K, D] each, that every token sees before its
+        document's own."""
         tensor_ranks = pg_collection.tp.size()
         key_value_heads = config.num_query_groups or config.num_attention_heads
         self.head_size: int = config.kv_channels  # pyright: ignore[reportAttributeAccessIssue]
@@ -156,7 +142,10 @@ class SelfAttention(MegatronModule):
         queries, keys = len(query_SBND), len(key_TBKD)
         mask = self._mask(queries, keys, query_SBND.device)
         if self.prefix is not None:
-            key_TBKD, value_TBKD = self.prefix().before(key_TBKD, value_TBKD)
+            key_TBKD, value_TBKD = (
+                torch.cat((before_PKD[:, None].expand(-1, own.shape[1], -1, -1), own))
+                for before_PKD, own in zip(self.prefix(), (key_TBKD, value_TBKD))
+            )
             mask = _seen_after_prefix(mask, queries, len(key_TBKD), keys, query_SBND.device)
         attended_BNSD = F.scaled_dot_product_attention(
             query_SBND.permute(1, 2, 0, 3),

@@ -1,5 +1,5 @@
-"""Bottleneck adapters (arXiv:1902.00751): after attention and after the feed-forward layer, before what they give
-is added to the residual stream, h + U gelu(D h + d) + u.
+"""Bottleneck adapters (arXiv:1902.00751): h + U gelu(D h + d) + u, after attention and after the feed-forward
+layer, before what they give is added to the residual stream.
 
 Shapes: S sequence (a rank's part of it under sequence parallelism), B batch, H hidden size, W bottleneck.
 """

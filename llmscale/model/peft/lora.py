@@ -103,7 +103,7 @@ class LoraUpdate(torch.nn.Module):
         return self.down(self.targets[0]).shape[0]
 
     def _whole(self, parameter: Tensor) -> Tensor:
-        """The parameter with its whole gradient, where each tensor rank applies it to a part of the sequence."""
+        """The parameter, its gradient summed where each tensor rank applies it to a part of the sequence."""
         is_partial = self.sequence_parallel and not self.is_column_parallel
         return sum_gradient(parameter, self.group) if is_partial else parameter
 

@@ -1,8 +1,8 @@
 """Prefix tuning (arXiv:2101.00190): learned keys and values in each layer, which every token sees.
 
 Without the paper's network that makes them, as the peft library does by default. Its one tensor
-[P, layers · 2 · kv_heads · head_size] has layer l's keys at 2 l and its values at 2 l + 1; here each layer holds
-its own part. A text's own positions begin at P.
+[P, layers · 2 · kv_heads · head_size] has layer l's keys at 2 l and its values at 2 l + 1; here each layer
+holds its own part. A text's own positions begin at P.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from llmscale.config.tuning import PeftSection
-from llmscale.model.attention import KeyValuePrefix, SelfAttention
+from llmscale.model.attention import SelfAttention
 from llmscale.model.initialize import normal_box
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.declared import added_declaration
@@ -30,9 +30,10 @@ class Prefix(torch.nn.Module):
         for kind in ("keys", "values"):
             self.register_parameter(kind, torch.nn.Parameter(like.new_zeros(shape)))
 
-    def forward(self) -> KeyValuePrefix:
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, [P, K, D] each."""
         shape = (-1, self.heads, self.head_size)
-        return KeyValuePrefix(self.keys.view(shape), self.values.view(shape))
+        return self.keys.view(shape), self.values.view(shape)
 
 
 def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> None:
