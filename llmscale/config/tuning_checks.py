@@ -34,6 +34,8 @@ def peft_has_a_base(config: Config) -> Iterator[Problem]:
 
 def prefix_fits_positions(config: Config) -> Iterator[Problem]:
     peft, train, limit = config.peft, config.train, config.model.max_positions
+    if config.model.family == "gpt2":  # whose positions are learned: there are no others
+        limit = limit or train.sequence_length
     if peft.method not in ("prefix_tuning", "prompt_tuning", "p_tuning"):
         return
     if peft.method == "prefix_tuning" and limit and limit < train.sequence_length + peft.virtual_tokens:

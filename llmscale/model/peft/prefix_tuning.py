@@ -40,6 +40,8 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
     """A prefix for every layer, drawn as embeddings are by default: normal, of deviation 1."""
     for chunk in chunks:
         chunk.first_position = options.virtual_tokens
+        if chunk.rotary_table is not None:
+            chunk.rotary_table.extend(options.virtual_tokens)
         for local_name, module in list(chunk.named_modules()):
             if isinstance(module, SelfAttention):
                 module.prefix = Prefix(module, options.virtual_tokens, module.linear_qkv.weight)
