@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from math import isqrt
 
-from llmscale.config import cluster_checks
+from llmscale.config import cluster_checks, tuning_checks
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
 
@@ -303,5 +303,6 @@ RULES: tuple[Rule, ...] = (
     split_sums,
     training_data_named,
     stop_within_schedule,
+    *tuning_checks.RULES,
     *cluster_checks.RULES,
 )

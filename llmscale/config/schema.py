@@ -19,6 +19,7 @@ from llmscale.config.section import (
     Probability,
     Section,
 )
+from llmscale.config.tuning import ClassifySection, EarlyStopping, PeftSection, SampleSection, SftSection
 
 
 class RunSection(Section):
@@ -115,9 +116,21 @@ class CorpusEntry(Section):
         return "path"
 
     path: Path
-    """Corpus made by `llmscale data tokenize`: the path without `.bin` / `.idx`."""
+    """Corpus made by `llmscale data tokenize`: the path without `.bin` / `.idx`. For sft and classify: a
+    file of records (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`), or `hf:NAME[:SPLIT]`."""
     weight: PositiveFloat = 1.0
     """Share in the blend, relative to the other entries."""
+    fields: dict[str, str] = {}
+    """What the fields of the records are called: `{prompt: question, completion: answer}` (sft, classify)."""
+
+
+class ReplaySection(Section):
+    """Text of the pretraining corpus among what is trained on, against forgetting it."""
+
+    corpus: CorpusEntry
+    """Corpus made by `llmscale data tokenize`."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the rows."""
 
 
 class DataSection(Section):
@@ -127,6 +140,9 @@ class DataSection(Section):
     """Corpora to validate on. Left out: the second part of `split` of the training corpora."""
     split: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.98, 0.02, 0.0)
     """Shares of documents for training, validation and test, where `validation` names no corpora."""
+    replay: ReplaySection | None = None
+    forgetting: list[CorpusEntry] = []
+    """Pretraining corpora whose validation loss, before, during and after, tells what is forgotten."""
     prefetch: NonNegativeInt = 2
     """Steps whose batches are read ahead of training."""
 
@@ -145,6 +161,8 @@ class BatchWarmup(Section):
 class TrainSection(Section):
     steps: PositiveInt = 100
     """Optimizer steps of the whole schedule."""
+    epochs: PositiveFloat | None = None
+    """Passes over the training data, in place of `steps` (sft, classify)."""
     stop_at: PositiveInt | None = None
     """End after this step; the schedule stays that of `steps`."""
     global_batch_size: PositiveInt = 8
@@ -161,6 +179,8 @@ class TrainSection(Section):
     """Steps between validations. Left out: none."""
     validation_batches: PositiveInt = 8
     """Global batches in one validation."""
+    early_stopping: EarlyStopping | None = None
+    generate: SampleSection | None = None
     batch_warmup: BatchWarmup | None = None
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, the core attention, or every layer."""
@@ -186,6 +206,15 @@ class OptimizerSection(Section):
     warmup_steps: NonNegativeInt = 0
     decay_steps: PositiveInt | None = None
     """Steps of wsd's final decay. Left out: a tenth of `train.steps`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of a layer relative to the next one's (discriminative learning rates; arXiv:1801.06146
+    takes 1/2.6)."""
+    unfreeze_every: PositiveInt | None = None
+    """Steps after which one more layer is trained, from the last to the first (gradual unfreezing, the same
+    paper). Left out: all from the start."""
+    distance_penalty: NonNegativeFloat = 0.0
+    """Decoupled pull towards the weights that training started from, as weight decay pulls towards 0 (after
+    arXiv:1802.01483)."""
 
     @property
     def min_lr_or_default(self) -> float:
@@ -235,6 +264,8 @@ class CheckpointSection(Section):
     """Newest checkpoints that are kept."""
     keep_every: PositiveInt | None = None
     """Checkpoints whose step is a multiple of this are kept for good."""
+    keep_best: bool = False
+    """The one with the lowest validation loss is saved when it is found, and kept."""
     asynchronous: bool = True
     """Write behind training, which waits for one copy in memory only."""
     on_error: Literal["continue", "stop"] = "continue"
@@ -255,12 +286,15 @@ class Config(Section):
     """A whole config file."""
 
     run: RunSection = RunSection()
-    task: Literal["pretrain"] = "pretrain"
+    task: Literal["pretrain", "sft", "classify"] = "pretrain"
     model: ModelSection = ModelSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     optimizer: OptimizerSection = OptimizerSection()
+    sft: SftSection = SftSection()
+    classify: ClassifySection = ClassifySection()
+    peft: PeftSection = PeftSection()
     parallel: ParallelSection = ParallelSection()
     zero: ZeroSection = ZeroSection()
     checkpoint: CheckpointSection = CheckpointSection()

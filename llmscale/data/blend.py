@@ -24,6 +24,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from torch import Tensor
 
+from llmscale.data.row import Row, RowSource
+
 # It warns on every build that there is no cache folder, which is the intention here.
 logging.getLogger("megatron.core.datasets.gpt_dataset").setLevel(logging.ERROR)
 
@@ -76,10 +78,12 @@ class ShuffledCorpus:
             raise ValueError(f"has {tokens:,} tokens, too few for a sample of {sequence_length}")
         self._epoch = lru_cache(EPOCHS_HELD)(self._build_epoch)
 
-    def sample(self, epoch: int, sample: int) -> dict[str, Tensor]:
-        """tokens, labels, position_ids (int64) and loss_mask (float32), each of [sequence_length]."""
+    def sample(self, epoch: int, sample: int) -> Row:
         dataset = self._epoch(epoch)
-        return dataset[sample] if sample < self.whole_samples else self._rest(dataset)
+        if sample >= self.whole_samples:
+            return self._rest(dataset)
+        fields: dict[str, Tensor] = dataset[sample]
+        return Row(fields["tokens"], fields["labels"], fields["loss_mask"], fields["position_ids"])
 
     def _build_epoch(self, epoch: int) -> GPTDataset:
         digest = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()
@@ -95,7 +99,7 @@ class ShuffledCorpus:
         )
         return GPTDataset(self.indexed, None, self.documents, None, Split.train, config)
 
-    def _rest(self, dataset: GPTDataset) -> dict[str, Tensor]:
+    def _rest(self, dataset: GPTDataset) -> Row:
         """The tokens after the last whole sample. (Megatron's own option for them counts samples in
         float32, which is wrong by some beyond 16 million tokens.)"""
         place, offset = (int(number) for number in dataset.sample_index[-1])
@@ -105,27 +109,22 @@ class ShuffledCorpus:
         padded = torch.zeros(self.sequence_length + 1, dtype=torch.int64)
         padded[: len(text)] = text
         places = torch.arange(self.sequence_length)
-        return {
-            "tokens": padded[:-1],
-            "labels": padded[1:],
-            "loss_mask": (places < len(text) - 1).float(),
-            "position_ids": places,
-        }
+        return Row(padded[:-1], padded[1:], (places < len(text) - 1).float(), places)
 
 
 class Blend:
-    """Samples of several corpora in proportion to their weights.
+    """Samples of several sources in proportion to their weights.
 
     Megatron's greedy choice: each sample comes from the corpus that is furthest behind its share. The
     choice looks back only, so the list can be made longer without changing what stands in it.
     """
 
-    def __init__(self, corpora: Sequence[ShuffledCorpus], weights: Sequence[float]) -> None:
+    def __init__(self, corpora: Sequence[RowSource], weights: Sequence[float]) -> None:
         self.corpora = list(corpora)
         self.weights = np.array(weights, np.float64) / sum(weights)
         self._picks = self._pick(1)
 
-    def sample(self, number: int) -> dict[str, Tensor]:
+    def sample(self, number: int) -> Row:
         place = self.locate(number)
         return self.corpora[place.corpus].sample(place.epoch, place.sample)
 

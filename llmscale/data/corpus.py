@@ -179,16 +179,21 @@ def entries_of_split(data: DataSection, split: str) -> list[CorpusEntry]:
 
 
 def documents_of_split(documents: int, data: DataSection, split: str) -> np.ndarray:
-    """int32, the documents of a corpus of `documents` documents that `split` reads, in rising order.
+    """int32, the documents of a corpus of `documents` documents that `split` reads, in rising order."""
+    if data.validation:
+        return np.arange(documents if split != "test" else 0, dtype=np.int32)
+    return share_of_documents(documents, data.split, split)
+
+
+def share_of_documents(documents: int, shares: Sequence[float], split: str) -> np.ndarray:
+    """int32, the documents of a corpus that are dealt to `split`, in rising order.
 
     Documents are dealt by a permutation that depends on their number alone. Neighbours are often
     alike (a folder of a source tree, a crawl's site), so consecutive parts would differ in kind; and a
     permutation that depended on `train.seed` would let a continued run train on what it validates on.
     """
-    if data.validation:
-        return np.arange(documents if split != "test" else 0, dtype=np.int32)
     dealt = np.random.RandomState(20240229).permutation(documents).astype(np.int32)
-    shares = np.cumsum([0.0, *data.split]) / sum(data.split)
-    bounds = np.rint(shares * documents).astype(np.int64)
+    ends = np.cumsum([0.0, *shares]) / sum(shares)
+    bounds = np.rint(ends * documents).astype(np.int64)
     part = SPLITS.index(split)
     return np.sort(dealt[bounds[part] : bounds[part + 1]])

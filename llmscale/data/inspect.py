@@ -47,7 +47,7 @@ def read_samples(
     samples: list[list[Span]] = []
     for number in range(min(count, corpus.samples_per_epoch)):
         sample = corpus.sample(0, number)
-        labels = zip(sample["labels"].tolist(), sample["loss_mask"].bool().tolist())
+        labels = zip(sample.labels_S.tolist(), sample.loss_mask_S.bool().tolist())
         samples.append(
             [
                 (encoder.decode([token for token, _ in span], skip_special_tokens=False), counts)

@@ -4,10 +4,9 @@ The position is one number, the samples consumed so far. Ranks that share a data
 (tensor and pipeline neighbours) read the same batches.
 """
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
-
-import torch
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
@@ -15,6 +14,7 @@ from llmscale.data.batch import Batch
 from llmscale.data.batch_size import global_batch_size_at
 from llmscale.data.blend import Blend, SampleId, ShuffledCorpus
 from llmscale.data.corpus import CorpusDamaged, documents_of_split, entries_of_split, read_index
+from llmscale.data.row import LENGTH_UNIT, batch_of, shortened
 
 SplitName = Literal["train", "validation", "test"]
 StepKey = tuple[int, int]
@@ -33,17 +33,26 @@ class BatchSource:
 
     Training samples go on for ever, epoch after epoch. A validation split too is read again from
     sample `samples_per_epoch` on, in another order; its last sample may be partly masked.
+
+    Args:
+        blend: what to read in place of the split's tokenised corpora.
     """
 
     def __init__(
-        self, config: Config, split: SplitName, data_parallel_rank: int, data_parallel_size: int
+        self,
+        config: Config,
+        split: SplitName,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        blend: Blend | None = None,
     ) -> None:
         self.train = config.train
         self.split = split
         self.rank = data_parallel_rank
         self.replicas = data_parallel_size
         self.prefetch = config.data.prefetch
-        self.blend = open_blend(config, split)
+        self.blend = blend or open_blend(config, split)
+        self.unit = math.lcm(LENGTH_UNIT, config.parallel.tensor) if config.task != "pretrain" else None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"read-{split}")
         self._ahead: dict[StepKey, Future[list[Batch]]] = {}
 
@@ -105,16 +114,13 @@ class BatchSource:
         return [range(start, start + rows) for start in starts]
 
     def _read(self, consumed_samples: int, global_batch_size: int) -> list[Batch]:
-        return [self._batch(numbers) for numbers in self._sample_numbers(consumed_samples, global_batch_size)]
-
-    def _batch(self, numbers: range) -> Batch:
-        samples = [self.blend.sample(number) for number in numbers]
-        return Batch(
-            *(
-                torch.stack([sample[field] for sample in samples])
-                for field in ("tokens", "labels", "loss_mask", "position_ids")
-            )
-        )
+        microbatches = [
+            [self.blend.sample(number) for number in numbers]
+            for numbers in self._sample_numbers(consumed_samples, global_batch_size)
+        ]
+        if self.unit is not None:
+            microbatches = shortened(microbatches, self.unit)
+        return [batch_of(rows) for rows in microbatches]
 
 
 def open_blend(config: Config, split: SplitName) -> Blend:

@@ -5,17 +5,19 @@ is its gradient, under every layout.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed
+from pydantic import JsonValue
 from torch import Tensor
 
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.engine import state
+from llmscale.engine.anchor import anchor
 from llmscale.engine.clip import clip_gradients
 from llmscale.engine.fingerprint import Fingerprint, take_fingerprint
 from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
@@ -34,20 +36,39 @@ class StepResult:
     """What one optimizer step was, the same on every rank."""
 
     loss: float
-    """Mean over the counted tokens of the global batch."""
+    """Mean over the terms of the global batch that count."""
     tokens: int
-    """Tokens in the global batch that counted."""
+    """Tokens in the global batch that are no padding."""
     grad_norm: float
     """Norm of the whole model's gradient before clipping; not finite where the step was skipped."""
     lr: float
+    metrics: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The objective's own."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Loss over a set of batches, the same on every rank."""
+class Sums:
+    """Over one or several global batches, the same on every rank."""
 
     loss: float
+    count: float
+    """Terms of the loss."""
     tokens: int
+    """Those that are no padding."""
+    others: tuple[float, ...]
+    """The objective's own."""
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.count, 1.0)
+
+    def __add__(self, more: "Sums") -> "Sums":
+        others = tuple(a + b for a, b in zip(self.others, more.others))
+        return Sums(self.loss + more.loss, self.count + more.count, self.tokens + more.tokens, others)
+
+
+Prepare = Callable[[Sequence[LanguageModel]], None]
+"""Changes a fresh model from outside, before the optimizer is made: weights, heads, PEFT, what is frozen."""
 
 
 class Engine:
@@ -58,15 +79,27 @@ class Engine:
         world: the layout to train under; made active by each method.
         vocabulary_size: true number of tokens.
         objective: what is minimised.
+        prepare: called with the fresh model, the world being active.
     """
 
-    def __init__(self, config: Config, world: World, vocabulary_size: int, objective: Objective) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        vocabulary_size: int,
+        objective: Objective,
+        prepare: Prepare | None = None,
+    ) -> None:
         self.config = config
         self.world = world
         self.objective = objective
         self.vocabulary_size = vocabulary_size
         with world.active():
             self.chunks = build_model(config.model, config.train, vocabulary_size, world)
+            if prepare is not None:
+                prepare(self.chunks)
+            for chunk in self.chunks:
+                anchor(chunk)
             self.module = torch.nn.ModuleList(self.chunks) if len(self.chunks) > 1 else self.chunks[0]
             prefixes = [f"{i}." for i in range(len(self.chunks))] if len(self.chunks) > 1 else [""]
             self.declarations = {
@@ -74,7 +107,12 @@ class Engine:
                 for prefix, chunk in zip(prefixes, self.chunks)
                 for name, declaration in declare_parameters(chunk).items()
             }
-            self.parameters = dict(self.module.named_parameters())
+            self.parameters = {
+                name: parameter
+                for name, parameter in self.module.named_parameters()
+                if parameter.requires_grad
+            }
+            """Those that are trained."""
             self._mark_for_gradient_norm()
             groups = parameter_groups(self.parameters, self.declarations, config.optimizer.weight_decay)
             self.deepspeed = deepspeed_engine(
@@ -104,11 +142,12 @@ class Engine:
         with self.world.active():
             self.deepspeed.train()
             self._set_learning_rate(lr)
-            loss_sum, tokens = self._forward_backward(microbatches, step, forward_only=False)
+            sums = self._forward_backward(microbatches, step, forward_only=False)
             self._sum_tied_gradients()
             grad_norm = self._update()
         self.steps_done = step
-        return StepResult(loss_sum / tokens, int(tokens), float(grad_norm), lr)
+        metrics = self.objective.metrics(sums.others)
+        return StepResult(sums.mean_loss, sums.tokens, float(grad_norm), lr, metrics)
 
     def _update(self) -> float:
         """Clip and step the optimizer, unless the gradient is not finite; its norm before."""
@@ -123,12 +162,13 @@ class Engine:
         return norm
 
     @torch.no_grad()
-    def evaluate(self, microbatches: Sequence[Batch]) -> Evaluation:
-        """Mean loss of one global batch, dropout off."""
+    def evaluate(self, microbatches: Sequence[Batch], objective: Objective | None = None) -> Sums:
+        """Loss of one global batch, dropout off; by `objective` where it is another than the engine's."""
         with self.world.active():
             self.deepspeed.eval()
-            loss_sum, tokens = self._forward_backward(microbatches, self.steps_done, forward_only=True)
-        return Evaluation(loss_sum / max(tokens, 1), int(tokens))
+            return self._forward_backward(
+                microbatches, self.steps_done, forward_only=True, objective=objective
+            )
 
     def fingerprint(self) -> Fingerprint | None:
         """What the model says to one fixed batch; None where that is not finite. Changes nothing."""
@@ -136,17 +176,30 @@ class Engine:
         return take_fingerprint(self.scheduled, self.world, self.objective, self.vocabulary_size, length)
 
     def _forward_backward(
-        self, microbatches: Sequence[Batch], step: int, forward_only: bool
-    ) -> tuple[float, float]:
-        """Sum of the loss, and count, over the global batch."""
+        self,
+        microbatches: Sequence[Batch],
+        step: int,
+        forward_only: bool,
+        objective: Objective | None = None,
+    ) -> Sums:
+        """Sums over the global batch."""
+        goal = objective or self.objective
         batches = [_to_device(batch, self.world.device) for batch in microbatches]
-        tokens = self._global_sum([self.objective.count(batch) for batch in batches], self.world.data_group)
+        here = [
+            sum(goal.count(batch) for batch in batches),
+            float(sum(batch.tokens_BS.numel() - batch.padding for batch in batches)),
+        ]
+        count, tokens = self._global_sums(here, self.world.data_group)
         # DeepSpeed takes the mean of the gradients over the data-parallel ranks; what is wanted is their sum.
-        scale = self.world.data_group.size() / max(tokens, 1.0)
+        scale = self.world.data_group.size() / max(count, 1.0)
 
         def loss_function(chunk: LanguageModel, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-            loss_sum = self.objective.loss_sum(chunk, output, batch)
-            return loss_sum * scale, loss_sum.detach()
+            loss_sum = goal.loss_sum(chunk, output, batch)
+            with torch.no_grad():
+                report = torch.cat(
+                    (loss_sum.detach().double()[None], goal.sums(chunk, output, batch).double())
+                )
+            return loss_sum * scale, report
 
         reports = run_schedule(
             self.scheduled,
@@ -157,17 +210,18 @@ class Engine:
             before_microbatch=lambda number: self.world.seed(self.config.train.seed, "step", step, number),
         )
         own = self.world.is_last_stage and self.world.coordinates.tensor == 0
-        loss_sum = self._global_sum([float(report) for report in reports] if own else [], None)
-        return loss_sum, tokens
+        summed = torch.stack(reports).sum(0).tolist() if own else [0.0] * (1 + goal.sum_count)
+        loss, *others = self._global_sums(summed, None)
+        return Sums(loss, count, int(tokens), tuple(others))
 
-    def _global_sum(self, values: list[float], group: torch.distributed.ProcessGroup | None) -> float:
-        total = torch.tensor(sum(values), dtype=torch.float64, device=self.world.device)
+    def _global_sums(self, values: list[float], group: torch.distributed.ProcessGroup | None) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.world.device)
         torch.distributed.all_reduce(total, group=group)
-        return float(total)
+        return total.tolist()
 
     def _set_learning_rate(self, lr: float) -> None:
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def _sum_tied_gradients(self) -> None:
         """Tied embeddings on the first and the last stage: each copy gets the sum of both gradients."""
@@ -179,13 +233,14 @@ class Engine:
 
     def pieces_to_save(self) -> list[Piece]:
         """Views of all that this rank writes: over the ranks every element stands once."""
+        tensor_rank = self.world.coordinates.tensor
         return self._pieces(
-            [n for n, d in self.declarations.items() if d.is_written_by(self.world.coordinates.tensor)]
+            [name for name in self.parameters if self.declarations[name].is_written_by(tensor_rank)]
         )
 
     def pieces_to_load(self) -> list[Piece]:
         """Views of all that this rank holds, replicas included, to be filled in place."""
-        return self._pieces(list(self.declarations))
+        return self._pieces(list(self.parameters))
 
     def weight_pieces(self) -> list[Piece]:
         """Those of `pieces_to_load` that are weights, for a run that begins from another one's."""
@@ -219,9 +274,9 @@ class Engine:
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        tokens_BS=batch.tokens_BS.to(device, non_blocking=True),
-        labels_BS=batch.labels_BS.to(device, non_blocking=True),
-        loss_mask_BS=batch.loss_mask_BS.to(device, non_blocking=True),
-        position_ids_BS=batch.position_ids_BS.to(device, non_blocking=True),
-    )
+    tensors = {
+        name: value.to(device, non_blocking=True)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(batch, **tensors)

@@ -8,6 +8,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from llmscale.data.batch import Batch
+from llmscale.model.documents import Documents
 from llmscale.model.language_model import LanguageModel
 from llmscale.parallel.world import World
 
@@ -27,7 +28,7 @@ class ScheduledChunk(torch.nn.Module):
     def set_input_tensor(self, tensor: Any) -> None:
         self.module.set_input_tensor(tensor)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         return self.call[0](*inputs)
 
 
@@ -53,7 +54,9 @@ def run_schedule(
     def forward_step(batches: Iterator[tuple[int, Batch]], chunk: ScheduledChunk) -> tuple[Tensor, Any]:
         number, batch = next(batches)
         before_microbatch(number)
-        output = chunk(batch.tokens_BS, batch.position_ids_BS)
+        lengths = batch.document_lengths
+        documents = None if lengths is None else Documents(lengths)
+        output = chunk(batch.tokens_BS, batch.position_ids_BS, documents)
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             differentiate, report = loss_function(chunk.module, output, batch)

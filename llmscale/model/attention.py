@@ -4,6 +4,7 @@ Shapes: S sequence, B batch, N heads of this tensor rank, K key-value heads of t
 H hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from llmscale.model.documents import Documents
 from llmscale.model.linear import RowParallelLinear, no_initialization
 
 
@@ -55,6 +57,9 @@ class SelfAttention(MegatronModule):
         self.sliding_window = sliding_window
         self.cache: KeyValueCache | None = None
         """Set while generating."""
+        self.prefix: Callable[[], tuple[Tensor, Tensor]] | None = None
+        """Set by prefix tuning: gives the keys and values, [P, K, D] each, that every token sees before its
+        document's own."""
         tensor_ranks = pg_collection.tp.size()
         key_value_heads = config.num_query_groups or config.num_attention_heads
         self.head_size: int = config.kv_channels  # pyright: ignore[reportAttributeAccessIssue]
@@ -86,7 +91,12 @@ class SelfAttention(MegatronModule):
             self.q_layernorm = self.k_layernorm = None
 
     def forward(
-        self, hidden_SBH: Tensor, attention_mask: None, rotary_pos_emb: Tensor | None, **_: Any
+        self,
+        hidden_SBH: Tensor,
+        attention_mask: None,
+        rotary_pos_emb: Tensor | None,
+        packed_seq_params: Documents | None = None,
+        **_: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Output [S, B, H] (its own part of S under sequence parallelism) and the bias to add to it.
 
@@ -94,14 +104,17 @@ class SelfAttention(MegatronModule):
             hidden_SBH: the layer's normalised input.
             attention_mask: always None: attention is causal.
             rotary_pos_emb: cosines and sines, [2, S, B or 1, D]; None for learned positions.
+            packed_seq_params: the documents of packed rows (the name is Megatron's).
         """
         query, key, value = self._project(hidden_SBH, rotary_pos_emb)
         if self.cache is not None:
             key, value = self.cache.append(key, value)
         if self.config.recompute_granularity == "selective" and self.training:
-            attended = checkpoint(self._attend, query, key, value, use_reentrant=False)
+            attended = checkpoint(
+                self._attend_documents, query, key, value, packed_seq_params, use_reentrant=False
+            )
         else:
-            attended = self._attend(query, key, value)
+            attended = self._attend_documents(query, key, value, packed_seq_params)
         return self.linear_proj(attended)
 
     def _project(self, hidden_SBH: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,10 +130,23 @@ class SelfAttention(MegatronModule):
             query, key = rotate(query, rotary[0], rotary[1]), rotate(key, rotary[0], rotary[1])
         return query, key, value
 
+    def _attend_documents(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None
+    ) -> Tensor:
+        if documents is None:
+            return self._attend(query, key, value)
+        return documents.attend(query, key, value, self._attend)
+
     def _attend(self, query_SBND: Tensor, key_TBKD: Tensor, value_TBKD: Tensor) -> Tensor:
         """Causal attention of S queries, the last of T ≥ S keys: [S, B, N × D]."""
         queries, keys = len(query_SBND), len(key_TBKD)
         mask = self._mask(queries, keys, query_SBND.device)
+        if self.prefix is not None:
+            key_TBKD, value_TBKD = (
+                torch.cat((before_PKD[:, None].expand(-1, own.shape[1], -1, -1), own))
+                for before_PKD, own in zip(self.prefix(), (key_TBKD, value_TBKD))
+            )
+            mask = _seen_after_prefix(mask, queries, len(key_TBKD), keys, query_SBND.device)
         attended_BNSD = F.scaled_dot_product_attention(
             query_SBND.permute(1, 2, 0, 3),
             key_TBKD.permute(1, 2, 0, 3),
@@ -149,3 +175,12 @@ class SelfAttention(MegatronModule):
             seen = seen & (key_position >= first_B[:, None, None]) | (key_position == query_position)
             seen = seen[:, None]
         return seen
+
+
+def _seen_after_prefix(
+    mask: Tensor | None, queries: int, keys: int, own_keys: int, device: torch.device
+) -> Tensor:
+    """`mask` of a document's own keys, after those of the prefix, which all see: [..., queries, keys]."""
+    if mask is None:
+        mask = torch.ones(queries, own_keys, dtype=torch.bool, device=device).tril(own_keys - queries)
+    return torch.cat((mask.new_ones((*mask.shape[:-1], keys - own_keys)), mask), dim=-1)

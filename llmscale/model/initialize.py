@@ -5,6 +5,7 @@ only the blocks it needs.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from llmscale.model.regions import Box, Region
 from llmscale.parallel.rng import derived_seed
 
 ELEMENTS_AT_ONCE = 1 << 20
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 
 
@@ -44,6 +46,20 @@ def _deviation(chunk: LanguageModel, declaration: ParameterDeclaration) -> float
 
 def normal_box(seed: int, region: Region, deviation: float) -> Tensor:
     """The region's values in its local orientation, float32, on the CPU."""
+    drawn = draw_box(seed, region, lambda size, generator: torch.randn(size, generator=generator))
+    drawn.mul_(deviation)
+    return drawn.T if region.transpose else drawn
+
+
+def uniform_box(seed: int, region: Region, bound: float) -> Tensor:
+    """As `normal_box`, uniform in ±`bound`."""
+    drawn = draw_box(seed, region, lambda size, generator: torch.rand(size, generator=generator))
+    drawn.mul_(2 * bound).sub_(bound)
+    return drawn.T if region.transpose else drawn
+
+
+def draw_box(seed: int, region: Region, draw: Draw) -> Tensor:
+    """A box of a Hugging Face matrix of random numbers, float32, on the CPU."""
     rows, columns = region.shape
     block_rows = max(1, ELEMENTS_AT_ONCE // columns)
     box = region.box
@@ -51,12 +67,9 @@ def normal_box(seed: int, region: Region, deviation: float) -> Tensor:
     for block in range(box.start[0] // block_rows, -(-(box.start[0] + box.size[0]) // block_rows)):
         first = block * block_rows
         here = Box((first, 0), (min(block_rows, rows - first), columns))
-        generator = torch.Generator().manual_seed(derived_seed(seed, region.name, block))
-        values = torch.randn(here.size, generator=generator)
+        values = draw(here.size, torch.Generator().manual_seed(derived_seed(seed, region.name, block)))
         common = here.intersection(box)
         assert common is not None
-        drawn[common.shifted(tuple(-s for s in box.start)).slices] = values[
-            common.shifted((-first, 0)).slices
-        ]
-    drawn.mul_(deviation)
-    return drawn.T if region.transpose else drawn
+        inside = common.shifted(tuple(-start for start in box.start))
+        drawn[inside.slices] = values[common.shifted((-first, 0)).slices]
+    return drawn

@@ -8,7 +8,10 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from llmscale.config.schema import ModelSection
+from llmscale.model.declaration import ParameterDeclaration
+from llmscale.model.documents import Documents
 from llmscale.model.families.family import Family
+from llmscale.model.head import ScoreHead
 from llmscale.model.rotary import RotaryTable
 from llmscale.parallel.world import World
 
@@ -16,8 +19,9 @@ from llmscale.parallel.world import World
 class LanguageModel(GPTModel):
     """One chunk of the model on this rank.
 
-    The last chunk returns logits [S, B, V / tensor ranks], padding columns included; every other one
-    returns hidden states [S, B, H] (its part of S under sequence parallelism).
+    The last chunk returns logits [S, B, V / tensor ranks], padding columns included, or, where it has a head
+    for them, scores [S, B, outputs]; every other one returns hidden states [S, B, H] (its part of S under
+    sequence parallelism).
     """
 
     def __init__(
@@ -36,30 +40,52 @@ class LanguageModel(GPTModel):
         self.true_vocabulary_size = vocabulary_size
         """Rows of the embedding that are no padding."""
         self.rotary_table = rotary
+        self.score: ScoreHead | None = None
+        """On the last chunk of a model that tells something of texts, in place of the output layer."""
+        self.first_position = 0
+        """Position of a document's first token; above 0 after a prefix."""
+        self.anchor: torch.nn.Parameter | None = None
+        """Gives a chunk without trainable parameters a gradient, of 0: its backward pass must happen."""
+        self.added: dict[str, ParameterDeclaration] = {}
+        """Declarations of parameters that were put in from outside, by local name."""
 
     def setup_embeddings_and_output_layer(self) -> None:
         """Nothing: initial weights depend on the tensor's name only, so tied copies begin equal, and the
         engine sums their gradients."""
 
-    def forward(self, tokens_BS: Tensor, position_ids_BS: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Logits or hidden states, see the class.
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tokens_BS: Tensor, position_ids_BS: Tensor, documents: Documents | None = None
+    ) -> Tensor:
+        """Logits, scores or hidden states, see the class.
 
         Args:
             tokens_BS: int64; read by the first chunk, whose input they are.
-            position_ids_BS: int64, positions within their sequence.
+            position_ids_BS: int64, positions within their document.
+            documents: of packed rows; None where each row is one.
         """
-        hidden = self.hidden_states(tokens_BS, position_ids_BS)
-        return self.logits(hidden) if self.post_process else hidden
+        hidden = self.hidden_states(tokens_BS, position_ids_BS, documents)
+        if not self.post_process:
+            return hidden
+        return self.logits(hidden) if self.score is None else self.score(hidden)
 
-    def hidden_states(self, tokens_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
+    def hidden_states(
+        self, tokens_BS: Tensor, position_ids_BS: Tensor, documents: Documents | None = None
+    ) -> Tensor:
         """What the chunk's layers (and, on the last one, the final norm) make of its input."""
-        hidden = (
-            self.embedding(input_ids=tokens_BS, position_ids=position_ids_BS) if self.pre_process else None
-        )
+        position_ids_BS = position_ids_BS + self.first_position if self.first_position else position_ids_BS
+        hidden = None
+        if self.pre_process:
+            hidden = self.embedding(input_ids=tokens_BS, position_ids=position_ids_BS)
+            if self.config.recompute_granularity == "full" and torch.is_grad_enabled():
+                # With frozen embeddings nothing else would tell the checkpoints that there is a gradient.
+                hidden = hidden if hidden.requires_grad else hidden.requires_grad_()
         rotary = None
         if self.rotary_table is not None:
             rotary = self.rotary_table.at(position_ids_BS, self.config.params_dtype)
-        return self.decoder(hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary)
+        hidden = self.decoder(
+            hidden_states=hidden, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=documents
+        )
+        return hidden if self.anchor is None else hidden + 0 * self.anchor
 
     def logits(self, hidden_SBH: Tensor) -> Tensor:
         """The last chunk's: logits of hidden states, [S, B, V / tensor ranks]."""

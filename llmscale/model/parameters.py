@@ -5,10 +5,11 @@ Initial weights, gradient sums, gradient norm, checkpoints and export all read i
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from llmscale.model.declaration import ParameterDeclaration
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.regions import Box, Region
 from llmscale.model.tensors import part_rows
@@ -28,37 +29,12 @@ ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")
 _LAYER_PREFIX = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
-@dataclass(frozen=True)
-class ParameterDeclaration:
-    """What the rest of llmscale needs to know of one local parameter.
-
-    `regions` are this rank's boxes; padding rows of the vocabulary are in none of them.
-    """
-
-    local_name: str
-    shape: tuple[int, ...]
-    """Of the local tensor."""
-    regions: tuple[Region, ...] = field(repr=False)
-    tensor_replicated: bool
-    """Every tensor rank holds the same values."""
-    pipeline_replica: bool
-    """A second copy, on the last stage, of a tensor that the first stage owns (tied embeddings)."""
-    tied: bool
-    """One of the two copies of a tied tensor on different stages: their gradients are summed."""
-
-    @property
-    def decays(self) -> bool:
-        """Weight decay applies: matrices and embeddings, no norms and biases."""
-        return len(self.shape) > 1
-
-    def is_written_by(self, tensor_rank: int) -> bool:
-        """This rank's copy is the one that a checkpoint stores."""
-        return not self.pipeline_replica and (tensor_rank == 0 or not self.tensor_replicated)
-
-
 def declare_parameters(chunk: LanguageModel) -> dict[str, ParameterDeclaration]:
     """The declaration of each of the chunk's parameters, by local name."""
-    return {name: _declare(chunk, name, tuple(p.shape)) for name, p in chunk.named_parameters()}
+    return {
+        name: chunk.added.get(name) or _declare(chunk, name, tuple(p.shape))
+        for name, p in chunk.named_parameters()
+    }
 
 
 def _declare(chunk: LanguageModel, local_name: str, shape: tuple[int, ...]) -> ParameterDeclaration:

@@ -30,6 +30,11 @@ class RotaryTable:
             position_ids_BS = position_ids_BS[:1]
         return self._tables_2PD[dtype][:, position_ids_BS.T]
 
+    def extend(self, positions: int) -> None:
+        """Reach so many positions further."""
+        self._positions += positions
+        self._tables_2PD.clear()
+
     def _table(self, dtype: torch.dtype) -> Tensor:
         positions_P = torch.arange(self._positions, dtype=torch.float64)
         angle_PD = torch.outer(positions_P, self._frequency_D).repeat(1, 2)

@@ -5,9 +5,10 @@ from torch import Tensor
 from llmscale.data.batch import Batch
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.logprobs import token_losses
+from llmscale.objectives.objective import Objective
 
 
-class CausalLM:
+class CausalLM(Objective):
     def loss_sum(self, model: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
         losses_BS = token_losses(model, output, batch.labels_BS)
         return (losses_BS * batch.loss_mask_BS).sum()

@@ -14,7 +14,11 @@ from llmscale.run.elastic import with_nodes
 
 Task = Callable[[Config, RankEnvironment], int]
 
-TASKS = {"pretrain": "llmscale.run.pretrain:run"}
+TASKS = {
+    "pretrain": "llmscale.run.pretrain:run",
+    "sft": "llmscale.run.sft:run",
+    "classify": "llmscale.run.classify:run",
+}
 """Task name -> function that runs it on one rank and returns the exit code."""
 
 

@@ -3,138 +3,25 @@
 import contextlib
 from collections.abc import Iterator
 
-from pydantic import JsonValue
-
-from llmscale.checkpoint.agreement import Agreement
-from llmscale.checkpoint.begin import begin_from
-from llmscale.checkpoint.checkpointer import Checkpointer
-from llmscale.checkpoint.manifest import Manifest
-from llmscale.config.problems import Problem
-from llmscale.config.schema import CheckpointSection, Config
-from llmscale.control.exit_codes import EXIT_SAVED
-from llmscale.data.checks import resolved_vocabulary_size
+from llmscale.config.schema import Config
 from llmscale.data.loader import BatchSource
-from llmscale.data.tokenizer import tokenizer_hash
-from llmscale.engine.engine import Engine
-from llmscale.engine.operations import use_prebuilt_operations
-from llmscale.model.build import DTYPES
-from llmscale.model.tensors import vocabulary_tensors
 from llmscale.objectives.causal_lm import CausalLM
-from llmscale.parallel.distributed import connect, disconnect, use_threads
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
-from llmscale.plan.flops import flops_per_token
-from llmscale.plan.parameters import model_parameters
-from llmscale.runtime.hooks import RunStart
-from llmscale.runtime.meter import Meter, peak_flops
-from llmscale.runtime.standard_hooks import standard_hooks
-from llmscale.train.loop import Position, TrainingLoop
+from llmscale.run.training import Recipe, train
 
 
 def run(config: Config, environment: RankEnvironment) -> int:
     """Train on this rank; returns 0 when the run is complete, 75 when it was asked to stop and has saved."""
-    use_prebuilt_operations()
-    use_threads(config.cluster.threads, environment.local_world_size)
-    device = connect(environment, config.cluster.backend)
-    world = World(Layout.of(config.parallel, environment.world_size), device)
-    vocabulary_size = resolved_vocabulary_size(config)
-    engine = Engine(config, world, vocabulary_size, CausalLM())
-    checkpointer = Checkpointer(
-        config.run_folder / "checkpoints",
-        world.rank,
-        world.layout.world_size,
-        _checkpoint_options(config, environment),
-        world.control_group,
-        _description(config, world),
-    )
-    position = _restore(config, engine, checkpointer)
-    replica = (world.coordinates.data, world.layout.data)
-    with BatchSource(config, "train", *replica) as training, _validation(config, *replica) as validation:
-        loop = TrainingLoop(
-            config,
-            engine,
-            training,
-            validation,
-            checkpointer,
-            standard_hooks(config, config.run_folder, world.rank),
-            _meter(config, world, vocabulary_size),
-            position,
-            _start(config, world, position, vocabulary_size),
-        )
-        complete = loop.run()
-    disconnect()
-    return 0 if complete else EXIT_SAVED
-
-
-def _checkpoint_options(config: Config, environment: RankEnvironment) -> CheckpointSection:
-    """`resume: never` is for the first start only: ranks that the agent starts again go on from what this
-    run has saved since."""
-    if environment.restart_count and config.checkpoint.resume == "never":
-        return config.checkpoint.model_copy(update={"resume": "auto"})
-    return config.checkpoint
-
-
-def _description(config: Config, world: World) -> dict[str, JsonValue]:
-    """What a checkpoint says about the run that made it."""
-    tokenizer = config.tokenizer.path
-    return {
-        "layout": dict(world.layout.describe()),
-        "zero_stage": config.zero.stage,
-        "precision": config.train.precision,
-        "model": config.model.model_dump(mode="json"),
-        "tokenizer_hash": None if tokenizer is None else tokenizer_hash(tokenizer),
-    }
-
-
-def _restore(config: Config, engine: Engine, checkpointer: Checkpointer) -> Position:
-    """Go on from the run's newest checkpoint; without one begin, from `train.init_from` if that is set."""
-    expected = _description(config, engine.world)
-
-    def accept(manifest: Manifest) -> list[Problem]:
-        return [
-            Problem(
-                key, str(expected[key]), f"is {manifest.description[key]} in {manifest.step}'s checkpoint"
-            )
-            for key in ("model", "tokenizer_hash")
-            if key in manifest.description and manifest.description[key] != expected[key]
-        ]
-
-    loaded = checkpointer.load_newest(engine.pieces_to_load(), accept)
-    if loaded is not None:
-        engine.after_load(loaded.progress)
-        return Position.of(loaded.progress)
-    if config.train.init_from is not None:
-        world = engine.world
-        agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-        may_grow = vocabulary_tensors(config.model)
-        begin_from(config.train.init_from, engine.weight_pieces(), agreement, may_grow)
-        engine.after_load({"step": 0, "optimizer_steps": 0})
-    return Position()
+    return train(config, environment, _recipe)
 
 
 @contextlib.contextmanager
-def _validation(config: Config, data_rank: int, data_ranks: int) -> Iterator[BatchSource | None]:
-    if config.train.validate_every is None:
-        yield None
-        return
-    with BatchSource(config, "validation", data_rank, data_ranks) as source:
-        yield source
-
-
-def _meter(config: Config, world: World, vocabulary_size: int) -> Meter:
-    peak = peak_flops(world.device, DTYPES[config.train.precision])
-    flops = flops_per_token(config.model, config.train.sequence_length, vocabulary_size)
-    return Meter(flops, peak and peak * world.layout.world_size, world.device)
-
-
-def _start(config: Config, world: World, position: Position, vocabulary_size: int) -> RunStart:
-    return RunStart(
-        step=position.step,
-        steps=config.train.stop_at or config.train.steps,
-        samples=position.samples,
-        tokens=position.tokens,
-        world_size=world.layout.world_size,
-        parameters=model_parameters(config.model, vocabulary_size, config.train.sequence_length).total,
-        facts={"layout": world.layout.describe(), "device": str(world.device)},
-    )
+def _recipe(config: Config, world: World) -> Iterator[Recipe]:
+    replica = (world.coordinates.data, world.layout.data)
+    with contextlib.ExitStack() as open_sources:
+        training = open_sources.enter_context(BatchSource(config, "train", *replica))
+        validation = None
+        if config.train.validate_every is not None:
+            validation = open_sources.enter_context(BatchSource(config, "validation", *replica))
+        yield Recipe(config, CausalLM(), training, validation)

@@ -4,9 +4,11 @@ The position of a run is one number, the samples consumed; step and batch size f
 """
 
 import math
+import operator
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 from pydantic import JsonValue
 
@@ -140,12 +142,11 @@ class TrainingLoop:
         self.hooks.on_phase("validating")
         began = time.perf_counter()
         size = self.config.train.global_batch_size
-        loss_sum, tokens = 0.0, 0
-        for number in range(self.config.train.validation_batches):
-            evaluation = self.engine.evaluate(self.validation.step_batches(number * size, size))
-            loss_sum += evaluation.loss * evaluation.tokens
-            tokens += evaluation.tokens
-        loss = loss_sum / max(tokens, 1)
+        batches = (
+            self.validation.step_batches(number * size, size)
+            for number in range(self.config.train.validation_batches)
+        )
+        loss = reduce(operator.add, map(self.engine.evaluate, batches)).mean_loss
         seconds = time.perf_counter() - began
         self.hooks.on_validation(
             ValidationRecord(self.position.step, loss, math.exp(min(loss, 700.0)), seconds)

@@ -48,7 +48,7 @@ def test_a_step_reads_the_same_samples_under_every_layout(
     plain = blended(corpora, train={"steps": 500})
     config = blended(corpora, train={"steps": steps, "micro_batch_size": micro_batch_size})
     for consumed in (0, 24, 4000):
-        expected = torch.stack([open_blend(plain, "train").sample(consumed + i)["tokens"] for i in range(8)])
+        expected = torch.stack([open_blend(plain, "train").sample(consumed + i).tokens_S for i in range(8)])
         assert torch.equal(rows_of_step(config, replicas, consumed, 8), expected)
 
 
@@ -64,7 +64,7 @@ FIRST_TOKENS = [198, 190, 448, 982, 458, 674, 204, 391, 291, 397, 706, 123]
 def test_the_order_stays_what_it_was(corpora: list[Path]):
     """A run that is resumed by a later version must go on with the samples that come next."""
     blend = open_blend(blended(corpora), "train")
-    first = [int(blend.sample(number)["tokens"][0]) for number in range(12)]
+    first = [int(blend.sample(number).tokens_S[0]) for number in range(12)]
     assert first == FIRST_TOKENS
 
 
@@ -101,7 +101,7 @@ def test_an_epoch_reads_each_token_at_most_once_and_epochs_differ(corpora: list[
     documents = np.arange(200, dtype=np.int32)
     corpus = ShuffledCorpus(corpora[0], documents, 32, "seed")
     epochs = [
-        torch.stack([corpus.sample(epoch, place)["labels"] for place in range(corpus.samples_per_epoch)])
+        torch.stack([corpus.sample(epoch, place).labels_S for place in range(corpus.samples_per_epoch)])
         for epoch in (0, 1, 0)
     ]
     available = corpus_tokens(corpora[0], documents)

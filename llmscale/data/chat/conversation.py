@@ -1,0 +1,106 @@
+"""Records as they come, and as what is trained on: a conversation, a prompt with its completion, or plain text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = Mapping[str, Any]
+"""`role`, `content`, and what else the chat template knows (tool_calls, name, …)."""
+Record = Mapping[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class BadRecord(ValueError):
+    """A record cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """For a chat template."""
+
+    messages: tuple[Message, ...]
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """For no template: the prompt, and what is to be said after it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """All of it is learned."""
+
+    text: str
+
+
+def read_record(record: Record, fields: Mapping[str, str]) -> Conversation | Completion | Text:
+    """What the record holds, told by its fields: `messages` (and `tools`), `prompt` and `completion` (texts, or
+    lists of messages), `instruction`, `input` and `output`, or `text`.
+
+    Args:
+        fields: what those fields are called in the record, where it is not by these names.
+
+    Raises:
+        BadRecord: none of them is there, or what is there is not what it should be.
+    """
+    found = {name: record.get(called) for name, called in _names(fields).items()}
+    if found["messages"] is not None:
+        return Conversation(_messages("messages", found["messages"]), _tools(found["tools"]))
+    if found["prompt"] is not None and found["completion"] is not None:
+        return _prompted(found["prompt"], found["completion"], _tools(found["tools"]))
+    if found["instruction"] is not None and found["output"] is not None:
+        asked = [_text("instruction", found["instruction"]), _text("input", found["input"] or "")]
+        question = "\n\n".join(part for part in asked if part)
+        return _asked(question, _text("output", found["output"]))
+    if found["text"] is not None:
+        return Text(_text("text", found["text"]))
+    raise BadRecord(
+        f"has the fields {', '.join(record) or '(none)'}: none of messages, prompt and completion, instruction and "
+        "output, or text; data.train[].fields says what they are called"
+    )
+
+
+def _names(fields: Mapping[str, str]) -> dict[str, str]:
+    known = ("messages", "tools", "prompt", "completion", "instruction", "input", "output", "text")
+    return {name: fields.get(name, name) for name in known}
+
+
+def _prompted(prompt: Any, completion: Any, tools: Any) -> Conversation | Completion:
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Completion(prompt, completion)
+    return Conversation((*_messages("prompt", prompt), *_messages("completion", completion)), tools)
+
+
+def _asked(question: str, answer: str) -> Conversation:
+    return Conversation(({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+
+
+def _messages(name: str, value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise BadRecord(f"{name} is no list of messages")
+    for place, message in enumerate(value):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise BadRecord(f"{name}[{place}] has no role of {', '.join(ROLES)}")
+        content = message.get("content")
+        if not isinstance(content, (str, list)) and not message.get("tool_calls"):
+            raise BadRecord(f"{name}[{place}] has neither a content nor tool_calls")
+    return tuple(value)
+
+
+def _tools(value: Any) -> Sequence[Mapping[str, Any]] | None:
+    if value is None or value == []:
+        return None
+    if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
+        raise BadRecord("tools is no list of tools")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRecord(f"{name} is no text")
+    return value

@@ -1,0 +1,93 @@
+"""One row of a batch as a source of data makes it, and rows as a batch.
+
+Shapes: S tokens of a row, B rows, L documents of the fullest row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llmscale.data.batch import Batch
+
+LENGTH_UNIT = 8
+"""Rows that may be shortened keep a multiple of so many tokens: matrices of odd sizes are slow."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """S tokens, the labels that follow them, and what `Batch` says of both."""
+
+    tokens_S: Tensor
+    labels_S: Tensor
+    loss_mask_S: Tensor
+    position_ids_S: Tensor
+    document_lengths: tuple[int, ...] | None = None
+    """They fill the row; the last one is its padding, where there is some."""
+    padding: int = 0
+    """Tokens at the end that only fill the row."""
+    targets: tuple[float, ...] = ()
+    """One a document, of classification."""
+
+
+class RowSource(Protocol):
+    """Rows of one data set, in an order of its own for each epoch."""
+
+    @property
+    def samples_per_epoch(self) -> int: ...
+
+    def sample(self, epoch: int, sample: int) -> Row:
+        """Row number `sample` in the order of `epoch`."""
+        ...
+
+
+def batch_of(rows: Sequence[Row]) -> Batch:
+    """The rows as one microbatch."""
+    is_packed = any(row.document_lengths is not None for row in rows)
+    return Batch(
+        tokens_BS=torch.stack([row.tokens_S for row in rows]),
+        labels_BS=torch.stack([row.labels_S for row in rows]),
+        loss_mask_BS=torch.stack([row.loss_mask_S for row in rows]),
+        position_ids_BS=torch.stack([row.position_ids_S for row in rows]),
+        document_lengths=tuple(row.document_lengths or (len(row.tokens_S),) for row in rows)
+        if is_packed
+        else None,
+        padding=sum(row.padding for row in rows),
+        targets_BL=_targets(rows) if any(row.targets for row in rows) else None,
+    )
+
+
+def _targets(rows: Sequence[Row]) -> Tensor:
+    columns = max(len(row.targets) for row in rows)
+    return torch.tensor([[*row.targets, *[0.0] * (columns - len(row.targets))] for row in rows])
+
+
+def shortened(microbatches: Sequence[Sequence[Row]], unit: int) -> list[list[Row]]:
+    """The rows of a step without the padding that all of them have, a multiple of `unit` tokens long; all
+    have the same length, as a pipeline's schedule needs it."""
+    rows = [row for microbatch in microbatches for row in microbatch]
+    whole = len(rows[0].tokens_S)
+    used = max(len(row.tokens_S) - row.padding for row in rows)
+    length = min(whole, -(-used // unit) * unit)
+    return [[_cut(row, length) for row in microbatch] for microbatch in microbatches]
+
+
+def _cut(row: Row, length: int) -> Row:
+    removed = len(row.tokens_S) - length
+    if not removed:
+        return row
+    lengths = row.document_lengths
+    if lengths is not None:
+        rest = lengths[-1] - removed
+        lengths = (*lengths[:-1], *([rest] if rest else []))
+    return replace(
+        row,
+        tokens_S=row.tokens_S[:length],
+        labels_S=row.labels_S[:length],
+        loss_mask_S=row.loss_mask_S[:length],
+        position_ids_S=row.position_ids_S[:length],
+        document_lengths=lengths,
+        padding=row.padding - removed,
+    )

@@ -1,0 +1,95 @@
+"""Examples to train on, prepared once for all ranks, and the rows that each rank reads of them."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmscale.checkpoint.agreement import Agreement
+from llmscale.config.schema import Config
+from llmscale.data.blend import Blend, ShuffledCorpus
+from llmscale.data.corpus import entries_of_split, read_index, share_of_documents
+from llmscale.data.examples import ExampleRows, ExampleSet
+from llmscale.data.loader import VALIDATION_SEED, BatchSource, SplitName
+from llmscale.data.prepare import prepare_examples
+from llmscale.data.row import RowSource
+from llmscale.model.peft.table import virtual_tokens
+from llmscale.parallel.world import World
+
+FOLDER = "data"
+"""In the run folder."""
+
+
+@dataclass(frozen=True)
+class ExampleData:
+    config: Config
+    """With `train.steps` where `train.epochs` asked for passes over the data."""
+    training: BatchSource
+    validation: BatchSource | None
+
+
+@contextlib.contextmanager
+def open_examples(config: Config, world: World) -> Iterator[ExampleData]:
+    """Prepare what `data` names, unless a start before this one has, and read it. Collective.
+
+    Raises:
+        CheckpointError: the records cannot be used; says why.
+    """
+    folder = config.run_folder / FOLDER
+    agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
+    agreement.decide(None, lambda _: prepare_examples(config, folder))
+    blend = training_blend(config, folder)
+    config = _with_steps(config, blend)
+    replica = (world.coordinates.data, world.layout.data)
+    with contextlib.ExitStack() as opened:
+        training = opened.enter_context(BatchSource(config, "train", *replica, blend))
+        validation = None
+        if config.train.validate_every is not None:
+            rows = _rows(config, folder, "validation")
+            of_validation = Blend(
+                rows, [entry.weight for entry in entries_of_split(config.data, "validation")]
+            )
+            validation = opened.enter_context(BatchSource(config, "validation", *replica, of_validation))
+        yield ExampleData(config, training, validation)
+
+
+def training_blend(config: Config, folder: Path) -> Blend:
+    """Examples by the weights of their entries, with the corpus that is replayed among them."""
+    rows: list[RowSource] = [*_rows(config, folder, "train")]
+    weights = [entry.weight for entry in config.data.train]
+    replay = config.data.replay
+    if replay is not None:
+        rows.append(_replayed(config))
+        weights.append(sum(weights) * replay.share / (1 - replay.share))
+    return Blend(rows, weights)
+
+
+def _rows(config: Config, folder: Path, split: SplitName) -> list[ExampleRows]:
+    seed = str(config.train.seed) if split == "train" else VALIDATION_SEED
+    return [
+        ExampleRows(
+            ExampleSet(folder / f"{split}-{place}"),
+            config.train.sequence_length,
+            f"{seed}/{split}/{place}",
+            virtual_tokens(config.peft),
+            packing=config.task == "sft" and config.sft.packing,
+        )
+        for place in range(len(entries_of_split(config.data, split)))
+    ]
+
+
+def _replayed(config: Config) -> ShuffledCorpus:
+    """Of the corpus what `data.split` has for training, so that the rest can tell what is forgotten."""
+    assert config.data.replay is not None
+    path = config.data.replay.corpus.path
+    documents = share_of_documents(len(read_index(path).lengths), config.data.split, "train")
+    return ShuffledCorpus(path, documents, config.train.sequence_length, f"{config.train.seed}/replay")
+
+
+def _with_steps(config: Config, blend: Blend) -> Config:
+    if config.train.epochs is None:
+        return config
+    rows = sum(source.samples_per_epoch for source in blend.corpora if isinstance(source, ExampleRows))
+    steps = max(1, math.ceil(config.train.epochs * rows / config.train.global_batch_size))
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
