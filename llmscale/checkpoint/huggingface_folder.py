@@ -98,6 +98,15 @@ def open_folder(path: Path) -> HuggingFaceFolder:
     return found
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files of a folder's weights, with links resolved.
+
+    Raises:
+        InputError: there are none that llmscale reads.
+    """
+    return [(path / name).resolve() for name in _file_names(path)[0]]
+
+
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
         tree = json.loads((path / name).read_bytes())

@@ -4,7 +4,7 @@ A task gives what is its own: the objective, the data, and what is done to the m
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -30,6 +30,7 @@ from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from llmscale.plan.flops import flops_per_token
 from llmscale.plan.parameters import model_parameters
+from llmscale.run.prepare_model import Preparation, prepare_model, tuning_problems
 from llmscale.runtime.hooks import RunStart
 from llmscale.runtime.meter import Meter, peak_flops
 from llmscale.runtime.standard_hooks import standard_hooks
@@ -47,7 +48,7 @@ class Recipe:
     validation: BatchSource | None = None
     forgetting: BatchSource | None = None
     prepare: Prepare | None = None
-    """Changes the fresh model before the optimizer is made; it then has its starting weights."""
+    """Changes the fresh model before the optimizer is made, after PEFT has."""
 
 
 Cook = Callable[[Config, World], contextlib.AbstractContextManager[Recipe]]
@@ -69,16 +70,20 @@ def train(config: Config, environment: RankEnvironment, cook: Cook) -> int:
 def _train(recipe: Recipe, environment: RankEnvironment, world: World) -> bool:
     config = recipe.config
     vocabulary_size = resolved_vocabulary_size(config)
-    engine = Engine(config, world, vocabulary_size, recipe.objective, recipe.prepare)
+    checkpoints = _checkpoint_options(config, environment)
+    agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
+    preparation = prepare_model(config, checkpoints, agreement, recipe.prepare)
+    engine = Engine(config, world, vocabulary_size, recipe.objective, preparation)
+    description = _description(config, world) | preparation.description
     checkpointer = Checkpointer(
         config.run_folder / "checkpoints",
         world.rank,
         world.layout.world_size,
-        _checkpoint_options(config, environment),
+        checkpoints,
         world.control_group,
-        _description(config, world),
+        description,
     )
-    position = _restore(recipe, engine, checkpointer)
+    position = _restore(preparation, engine, checkpointer, description)
     loop = TrainingLoop(
         config,
         engine,
@@ -113,29 +118,31 @@ def _description(config: Config, world: World) -> dict[str, JsonValue]:
     }
 
 
-def _restore(recipe: Recipe, engine: Engine, checkpointer: Checkpointer) -> Position:
+def _restore(
+    preparation: Preparation,
+    engine: Engine,
+    checkpointer: Checkpointer,
+    description: Mapping[str, JsonValue],
+) -> Position:
     """Go on from the run's newest checkpoint; without one begin, from `train.init_from` if that is set."""
-    config = recipe.config
-    expected = _description(config, engine.world)
+    config = preparation.config
 
     def accept(manifest: Manifest) -> list[Problem]:
-        return [
-            Problem(
-                key, str(expected[key]), f"is {manifest.description[key]} in {manifest.step}'s checkpoint"
-            )
+        found = manifest.description
+        problems = [
+            Problem(key, str(description[key]), f"is {found[key]} in {manifest.step}'s checkpoint")
             for key in ("model", "tokenizer_hash")
-            if key in manifest.description and manifest.description[key] != expected[key]
+            if key in found and found[key] != description[key]
         ]
+        return [*problems, *tuning_problems(description, found, manifest.step)]
 
     loaded = checkpointer.load_newest(engine.pieces_to_load(), accept)
     if loaded is not None:
         engine.after_load(loaded.progress)
         return Position.of(loaded.progress)
-    if config.train.init_from is not None and recipe.prepare is None:
-        world = engine.world
-        agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
+    if config.train.init_from is not None and preparation.base is None and preparation.of_task is None:
         may_grow = vocabulary_tensors(config.model)
-        begin_from(config.train.init_from, engine.weight_pieces(), agreement, may_grow)
+        begin_from(config.train.init_from, engine.weight_pieces(), preparation.agreement, may_grow)
         engine.after_load({"step": 0, "optimizer_steps": 0})
     return Position()
 

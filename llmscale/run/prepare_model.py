@@ -1,0 +1,116 @@
+"""What a run trains, and on top of what: the base under PEFT, which its checkpoints name and do not hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.base import DESCRIBED, Base, find_base, newest_committed
+from llmscale.checkpoint.begin import begin_from
+from llmscale.config.problems import InputError, Problem
+from llmscale.config.schema import CheckpointSection, Config
+from llmscale.config.tuning import OF_METHOD, PeftSection
+from llmscale.engine.engine import Prepare
+from llmscale.model.language_model import LanguageModel
+from llmscale.model.peft.table import apply_peft
+from llmscale.model.tensors import vocabulary_tensors
+from llmscale.model.weights import weights_to_fill
+
+PEFT = "peft"
+"""Where a manifest's description has the method and its options."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to the fresh model, at every start of the run alike; called before DeepSpeed takes it."""
+
+    config: Config
+    agreement: Agreement
+    base: Base | None
+    """None where all weights are trained."""
+    of_task: Prepare | None
+    """What the task changes, once the weights that it builds on are in place and PEFT is applied."""
+
+    def __call__(self, chunks: Sequence[LanguageModel]) -> None:
+        """
+        Raises:
+            InputError: the base or the options do not fit the model. CheckpointError: the base is damaged.
+        """
+        if self.base is not None:
+            grown = vocabulary_tensors(self.config.model)
+            with weights_to_fill(chunks) as pieces:
+                begin_from(self.base.path, pieces, self.agreement, grown)
+            apply_peft(chunks, self.config.peft, self.config.train.seed)
+        if self.of_task is not None:
+            self.of_task(chunks)
+
+    @property
+    def description(self) -> dict[str, JsonValue]:
+        """What the run's checkpoints say of it."""
+        if self.base is None:
+            return {}
+        return {PEFT: options(self.config.peft), DESCRIBED: self.base.described()}
+
+
+def prepare_model(
+    config: Config, checkpoints: CheckpointSection, agreement: Agreement, of_task: Prepare | None
+) -> Preparation:
+    """Find the base, the same one that the run was begun from if it was. Collective.
+
+    Raises:
+        InputError: it is not there any more. CheckpointError: nothing is there.
+    """
+    if config.peft.method == "none":
+        return Preparation(config, agreement, None, of_task)
+    found = agreement.decide(None, lambda _: _find_base(config, checkpoints.resume == "never"))
+    if "problems" in found:
+        raise InputError([Problem(*problem) for problem in found["problems"]])
+    return Preparation(config, agreement, Base.in_description(found), of_task)
+
+
+def _find_base(config: Config, from_scratch: bool) -> dict[str, JsonValue]:
+    """Rank 0: the base as a description has it, or what stands against it."""
+    assert config.train.init_from is not None
+    newest = None if from_scratch else newest_committed(config.run_folder)
+    known = newest and newest.manifest and Base.in_description(newest.manifest.description)
+    try:
+        return {DESCRIBED: find_base(config.train.init_from, known).described()}
+    except InputError as error:
+        return {"problems": [[found.key, str(found.value), found.message] for found in error.problems]}
+
+
+def options(peft: PeftSection) -> dict[str, JsonValue]:
+    """The method, and what it reads."""
+    return peft.model_dump(mode="json", include={"method", *OF_METHOD[peft.method]})
+
+
+def tuning_problems(
+    expected: Mapping[str, JsonValue], found: Mapping[str, JsonValue], step: int
+) -> Iterator[Problem]:
+    """Where a run would go on with another method, other options or another base than its checkpoint has.
+
+    Args:
+        expected: description of what it would save now.
+        found: that of the checkpoint.
+    """
+    ours, theirs = (_options_of(description) for description in (expected, found))
+    for key in ours.keys() | theirs.keys():
+        if ours.get(key) != theirs.get(key):
+            message = (
+                f"is {theirs.get(key, 'not set')} in {step}'s checkpoint, and what is trained stays the same "
+                "to the end of a run: set it back, or start a new run.name"
+            )
+            yield Problem(f"peft.{key}", str(ours.get(key, "not set")), message)
+    base, other = Base.in_description(expected), Base.in_description(found)
+    if base and other and base.identity != other.identity:
+        message = (
+            f"has not the weights of {other.path}, which {step}'s checkpoint was trained on: set it back, or "
+            "start a new run.name"
+        )
+        yield Problem("train.init_from", base.path, message)
+
+
+def _options_of(description: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    found = description.get(PEFT)
+    return found if isinstance(found, dict) else {"method": "none"}
