@@ -27,7 +27,9 @@ def clip_gradients(
     """
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     counted = [g for name, g in gradients.items() if counts_here(declarations[name], world)]
-    square = torch.stack([_square(gradient) for gradient in counted]).sum()
+    square = torch.zeros((), dtype=torch.float64, device=world.device)
+    for gradient in counted:
+        square += _square(gradient)
     torch.distributed.all_reduce(square, group=world.model_group)
     norm = float(square.sqrt())
     factor = largest_norm / (norm + 1e-6)

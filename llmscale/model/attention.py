@@ -6,6 +6,7 @@ H hidden size.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from llmscale.model.documents import Documents
 from llmscale.model.linear import RowParallelLinear, no_initialization
+
+Prefix = tuple[Tensor, Tensor]
+"""Learned keys and values, [P, K, D] each."""
 
 
 @dataclass
@@ -57,9 +61,8 @@ class SelfAttention(MegatronModule):
         self.sliding_window = sliding_window
         self.cache: KeyValueCache | None = None
         """Set while generating."""
-        self.prefix: Callable[[], tuple[Tensor, Tensor]] | None = None
-        """Set by prefix tuning: gives the keys and values, [P, K, D] each, that every token sees before its
-        document's own."""
+        self.prefix: Callable[[], Prefix] | None = None
+        """Set by prefix tuning: gives what every token sees before its document's own."""
         tensor_ranks = pg_collection.tp.size()
         key_value_heads = config.num_query_groups or config.num_attention_heads
         self.head_size: int = config.kv_channels  # pyright: ignore[reportAttributeAccessIssue]
@@ -109,12 +112,13 @@ class SelfAttention(MegatronModule):
         query, key, value = self._project(hidden_SBH, rotary_pos_emb)
         if self.cache is not None:
             key, value = self.cache.append(key, value)
+        prefix = None if self.prefix is None else self.prefix()
         if self.config.recompute_granularity == "selective" and self.training:
             attended = checkpoint(
-                self._attend_documents, query, key, value, packed_seq_params, use_reentrant=False
+                self._attend_documents, query, key, value, packed_seq_params, prefix, use_reentrant=False
             )
         else:
-            attended = self._attend_documents(query, key, value, packed_seq_params)
+            attended = self._attend_documents(query, key, value, packed_seq_params, prefix)
         return self.linear_proj(attended)
 
     def _project(self, hidden_SBH: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,20 +135,21 @@ class SelfAttention(MegatronModule):
         return query, key, value
 
     def _attend_documents(
-        self, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None
+        self, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, prefix: Prefix | None
     ) -> Tensor:
-        if documents is None:
-            return self._attend(query, key, value)
-        return documents.attend(query, key, value, self._attend)
+        attend = partial(self._attend, prefix=prefix)
+        return attend(query, key, value) if documents is None else documents.attend(query, key, value, attend)
 
-    def _attend(self, query_SBND: Tensor, key_TBKD: Tensor, value_TBKD: Tensor) -> Tensor:
+    def _attend(
+        self, query_SBND: Tensor, key_TBKD: Tensor, value_TBKD: Tensor, prefix: Prefix | None
+    ) -> Tensor:
         """Causal attention of S queries, the last of T ≥ S keys: [S, B, N × D]."""
         queries, keys = len(query_SBND), len(key_TBKD)
         mask = self._mask(queries, keys, query_SBND.device)
-        if self.prefix is not None:
+        if prefix is not None:
             key_TBKD, value_TBKD = (
                 torch.cat((before_PKD[:, None].expand(-1, own.shape[1], -1, -1), own))
-                for before_PKD, own in zip(self.prefix(), (key_TBKD, value_TBKD))
+                for before_PKD, own in zip(prefix, (key_TBKD, value_TBKD))
             )
             mask = _seen_after_prefix(mask, queries, len(key_TBKD), keys, query_SBND.device)
         attended_BNSD = F.scaled_dot_product_attention(

@@ -1,7 +1,9 @@
 """The same training under different layouts, and how far the results lie apart."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -11,6 +13,9 @@ from torch import Tensor
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.engine.engine import Engine
+from llmscale.model.language_model import LanguageModel
+from llmscale.model.parameters import declare_parameters
+from llmscale.model.peft.table import apply_peft, virtual_tokens
 from llmscale.model.regions import Piece
 from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.layout import Layout
@@ -48,6 +53,7 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(loss=2e-6, grad_norm=1e-5, gradient=2e-5, weight=1e-4),
     "fp64": Tolerance(loss=1e-12, grad_norm=2e-7, gradient=1e-12, weight=1e-12),
+    "bf16": Tolerance(loss=5e-3, grad_norm=1e-1, gradient=2e-1, weight=2e-1),
 }
 """DeepSpeed returns the gradient norm in float32, whatever it was computed in."""
 
@@ -59,6 +65,7 @@ def parity_config(
     zero: int = 1,
     data: int = 1,
     recompute: str = "none",
+    peft: dict[str, Any] | None = None,
     **parallel: Any,
 ) -> Config:
     ranks = parallel.get("tensor", 1) * parallel.get("pipeline", 1) * data
@@ -84,6 +91,7 @@ def parity_config(
                 "recompute": recompute,
             },
             "optimizer": {"lr": 1e-3, "betas": [BETA, 0.95], "clip": 0.0, "epsilon": 1e-4},
+            "peft": peft or {},
             "parallel": parallel,
             "zero": {"stage": zero},
             "cluster": {"processes_per_node": ranks},
@@ -103,8 +111,12 @@ def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[A
         for name, replacement in patches.items():
             stack.enter_context(mock.patch(name, replacement))
         world = World(Layout.of(config.parallel, config.world_size), torch.device("cpu"))
-        engine = Engine(config, world, config.model.vocabulary_size or 0, CausalLM())
-        randomise_vectors(engine)
+        if config.peft.method == "none":
+            engine = Engine(config, world, config.model.vocabulary_size or 0, CausalLM())
+            randomise_vectors(engine)
+        else:
+            prepare = partial(prepare_peft, config=config)
+            engine = Engine(config, world, config.model.vocabulary_size or 0, CausalLM(), prepare)
         losses: list[float] = []
         grad_norms: list[float] = []
         gradients: list[Piece] = []
@@ -138,6 +150,28 @@ def randomise_vectors(engine: Engine) -> None:
     engine.after_load({"step": 0, "optimizer_steps": 0})
 
 
+@torch.no_grad()
+def prepare_peft(chunks: Sequence[LanguageModel], config: Config) -> None:
+    """`apply_peft` to a base whose norms and biases are at random; what it starts at 0 is at random too."""
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            if parameter.dim() == 1:
+                _randomise(chunk, name, around=float("norm" in name and name.endswith("weight")))
+    apply_peft(chunks, config.peft, config.train.seed)
+    for chunk in chunks:
+        for name in chunk.added:
+            if not chunk.get_parameter(name).any():
+                _randomise(chunk, name, around=0.0)
+
+
+def _randomise(chunk: LanguageModel, local_name: str, around: float) -> None:
+    parameter = chunk.get_parameter(local_name)
+    for region in declare_parameters(chunk)[local_name].regions:
+        generator = torch.Generator().manual_seed(derived_seed(region.name))
+        whole = torch.randn(region.shape, generator=generator) * 0.1 + around
+        parameter[region.local.slices] = whole[region.box.slices].to(parameter)
+
+
 def microbatches(config: Config, world: World, step: int) -> list[Batch]:
     """This rank's part of a global batch of random tokens; a few of them do not count."""
     train, replicas = config.train, world.layout.data
@@ -145,6 +179,10 @@ def microbatches(config: Config, world: World, step: int) -> list[Batch]:
     shape = (train.global_batch_size, train.sequence_length + 1)
     tokens = torch.randint(0, config.model.vocabulary_size or 0, shape, generator=generator)
     mask = (torch.rand(shape, generator=generator) > 0.1).float()
+    virtual = virtual_tokens(config.peft)
+    if virtual:
+        tokens[:, :virtual] = -1 - torch.arange(virtual)
+        mask[:, : virtual + 1] = 0.0
     rows = train.micro_batch_size
     batches: list[Batch] = []
     for microbatch in range(train.global_batch_size // (rows * replicas)):

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 
 from llmscale.config.tuning import PeftSection
@@ -30,42 +29,39 @@ class DoraUpdate(LoraUpdate):
         super().__init__(chunk, found, options)
         weight = found.linear.weight
         for target in found.targets:
-            magnitude_O = torch.nn.Parameter(self._norm(weight, target))
+            magnitude_O = torch.nn.Parameter(self._norm(weight, target).to(weight))
             self.register_parameter(f"magnitude_{target.short_name}", magnitude_O)
 
-    def scaled(self, output_SBO: Tensor, bias_O: Tensor | None, update_SBO: Tensor, weight: Tensor) -> Tensor:
-        """The layer's new output.
-
-        Args:
-            output_SBO: of the base, `bias_O` included.
-            update_SBO: LoRA's.
-            weight: of the base.
-        """
-        factor_O = torch.ones_like(weight[:, 0])
+    def forward(self, input_SBI: Tensor, output_SBO: Tensor, base: Linear) -> Tensor:
+        weight, one = base.weight, torch.ones_like(base.weight[:, 0])
         parts, end = [], 0
         for target in self.targets:
             magnitude = self._whole(getattr(self, f"magnitude_{target.short_name}"))
-            parts += [factor_O[end : target.first_row], magnitude / self._norm(weight, target)]
+            parts += [one[end : target.first_row], magnitude / self._norm(weight, target)]
             end = target.first_row + target.rows
-        factor_O = torch.cat([*parts, factor_O[end:]])
+        factor_O = torch.cat([*parts, one[end:]])
+        # A layer that is cut along its inputs leaves its bias to the caller.
+        bias_O = base.bias if self.is_column_parallel else None
         plain_SBO = output_SBO if bias_O is None else output_SBO - bias_O
-        return output_SBO + (factor_O - 1) * plain_SBO + factor_O * update_SBO
+        more_O, factor_O = (factor_O - 1).to(one), factor_O.to(one)
+        return output_SBO + more_O * plain_SBO + factor_O * self.update(input_SBI)
 
     @torch.no_grad()
     def _norm(self, weight: Tensor, target: Target) -> Tensor:
-        """‖W + s·B A‖ of each of the target's outputs, [O], over the inputs of all ranks."""
+        """‖W + s·B A‖ of each output of the target, [O], over the inputs of all ranks; float32 or wider."""
         rows = weight[target.first_row : target.first_row + target.rows]
-        whole_OI = rows + self.weight_update(target)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        norm_O = torch.linalg.vector_norm(rows + self.weight_update(target), dim=1, dtype=wide)
         if self.is_column_parallel or self.group.size() == 1:
-            return torch.linalg.vector_norm(whole_OI, dim=1)
-        square_O = whole_OI.square().sum(1)
+            return norm_O
+        square_O = norm_O.square()
         torch.distributed.all_reduce(square_O, group=self.group)
         return square_O.sqrt()
 
     def declarations(self, prefix: str) -> Iterator[tuple[str, ParameterDeclaration]]:
         yield from super().declarations(prefix)
         for target in self.targets:
-            name = f"{PREFIX}{target.name}.lora_magnitude_vector.weight"
+            name = f"{PREFIX}{target.name}.lora_magnitude_vector"
             regions: list[Region] = []
             for region in target.regions:
                 start, size = target.output_box(region)
@@ -83,15 +79,3 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
     for chunk in chunks:
         for found in list(target_linears(chunk, options.target_modules)):
             attach(chunk, found, DoraUpdate(chunk, found, options), seed)
-            found.linear.register_forward_hook(change_output)
-
-
-def change_output(
-    linear: Linear, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
-) -> tuple[Tensor, Tensor | None]:
-    """Forward hook of the layer."""
-    update = linear.lora
-    assert isinstance(update, DoraUpdate)
-    # A layer that is cut along its inputs leaves its bias to the caller.
-    bias = linear.bias if isinstance(linear, ColumnParallelLinear) and not linear.skip_bias_add else None
-    return update.scaled(output[0], bias, update(inputs[0]), linear.weight), output[1]

@@ -68,8 +68,12 @@ class LoraUpdate(torch.nn.Module):
         """B, [O, R]."""
         return getattr(self, f"B_{target.short_name}")
 
-    def forward(self, input_SBI: Tensor) -> Tensor:
-        """The update, [S, B, O]."""
+    def forward(self, input_SBI: Tensor, output_SBO: Tensor, base: Linear) -> Tensor:
+        """The layer's new output, [S, B, O]; `output_SBO` is what `base`, the layer itself, gave."""
+        return output_SBO + self.update(input_SBI)
+
+    def update(self, input_SBI: Tensor) -> Tensor:
+        """scale · B A x, [S, B, O]."""
         return self.expand(self.reduce(self.dropout(input_SBI)))
 
     def reduce(self, input_SBI: Tensor) -> Tensor:
@@ -145,14 +149,13 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
     """An update for every linear layer that `options.target_modules` means; at first it is 0."""
     for chunk in chunks:
         for found in list(target_linears(chunk, options.target_modules)):
-            update = LoraUpdate(chunk, found, options)
-            attach(chunk, found, update, seed)
-            found.linear.register_forward_hook(add_update)
+            attach(chunk, found, LoraUpdate(chunk, found, options), seed)
 
 
 def attach(chunk: LanguageModel, found: TargetLinear, update: LoraUpdate, seed: int) -> None:
     """Make the update a part of its layer, and draw its A."""
     found.linear.lora = update
+    found.linear.register_forward_hook(_change_output)
     for local_name, declaration in update.declarations(f"{found.local_name}.lora."):
         chunk.added[local_name] = declaration
         if ".lora.A_" in local_name:
@@ -162,10 +165,10 @@ def attach(chunk: LanguageModel, found: TargetLinear, update: LoraUpdate, seed: 
                 parameter.data[region.local.slices] = drawn.to(parameter)
 
 
-def add_update(
+def _change_output(
     linear: Linear, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
-    """Forward hook of the layer."""
+    """Forward hook of the layer; older than ZeRO-3's, so the layer's weight is still gathered."""
     update = linear.lora
     assert isinstance(update, LoraUpdate)
-    return output[0] + update(inputs[0]), output[1]
+    return update(inputs[0], output[0], linear), output[1]

@@ -9,7 +9,9 @@ Shapes: B rows, S tokens of a row, P virtual tokens, H hidden size.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from llmscale.config.tuning import PeftSection
 from llmscale.model.initialize import normal_box
@@ -19,18 +21,24 @@ from llmscale.parallel.partial import sum_gradient
 
 NAME = "prompt_embeddings"
 """Of the tensor in the peft library's files."""
+LOCAL_NAME = "embedding.word_embeddings.virtual"
 
 
 class VirtualTokens(torch.nn.Module):
-    """Embeddings of the placeholders."""
+    """Embeddings of the placeholders.
 
-    def __init__(self, tokens: int, hidden_size: int, like: Tensor) -> None:
+    Args:
+        group: of ranks each of which embeds a part of the sequence; None where each embeds all of it.
+    """
+
+    def __init__(self, tokens: int, like: Tensor, group: ProcessGroup | None) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(like.new_zeros(tokens, hidden_size))
+        self.group = group
+        self.weight = torch.nn.Parameter(like.new_zeros(tokens, like.shape[1]))
 
-    def forward(self) -> Tensor:
-        """[P, H]."""
-        return self.weight
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Embeddings [..., H] of virtual tokens by their numbers [...], from 0."""
+        return F.embedding(numbers, whole_gradient(self.weight, self.group))
 
 
 def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> None:
@@ -38,16 +46,25 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
     deviation 1."""
     for chunk in (chunk for chunk in chunks if chunk.pre_process):
         like = chunk.embedding.word_embeddings.weight
-        virtual = VirtualTokens(options.virtual_tokens, chunk.config.hidden_size, like)
+        virtual = VirtualTokens(options.virtual_tokens, like, sequence_group(chunk))
         put_before_texts(chunk, virtual)
-        local_name = "embedding.word_embeddings.virtual.weight"
+        local_name = f"{LOCAL_NAME}.weight"
         declaration = whole_declaration(local_name, NAME, tuple(virtual.weight.shape))
         chunk.added[local_name] = declaration
         virtual.weight.data.copy_(normal_box(seed, declaration.regions[0], 1.0))
 
 
+def sequence_group(chunk: LanguageModel) -> ProcessGroup | None:
+    """The tensor ranks, where each embeds its part of the sequence."""
+    return chunk.world.tensor_group if chunk.embedding.word_embeddings.reduce_scatter_embeddings else None
+
+
+def whole_gradient(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+    return tensor if group is None else sum_gradient(tensor, group)
+
+
 def put_before_texts(chunk: LanguageModel, virtual: torch.nn.Module) -> None:
-    """Have `virtual()` embed the placeholders."""
+    """Have `virtual(numbers)` embed the placeholders."""
     words = chunk.embedding.word_embeddings
     words.virtual = virtual
 
@@ -56,15 +73,12 @@ def put_before_texts(chunk: LanguageModel, virtual: torch.nn.Module) -> None:
         return (inputs[0].clamp(min=0), *inputs[1:])
 
     def with_virtual(_: torch.nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
-        tokens_BS, words.placeholders_BS = words.placeholders_BS, None
-        embeddings_PH = virtual()
+        tokens, words.placeholders_BS = words.placeholders_BS, None
         if words.reduce_scatter_embeddings:
             # Each tensor rank has its part of the sequence, [S / ranks, B, H].
-            tokens_BS = tokens_BS.T.chunk(chunk.world.tensor_group.size())[chunk.world.coordinates.tensor]
-            embeddings_PH = sum_gradient(embeddings_PH, chunk.world.tensor_group)
-        is_virtual = tokens_BS < 0
-        chosen = embeddings_PH[torch.where(is_virtual, -1 - tokens_BS, 0)]
-        return torch.where(is_virtual[..., None], chosen, embedded)
+            tokens = tokens.T.chunk(chunk.world.tensor_group.size())[chunk.world.coordinates.tensor]
+        is_virtual = tokens < 0
+        return torch.where(is_virtual[..., None], virtual((-1 - tokens).clamp(min=0)), embedded)
 
     words.placeholders_BS = None
     words.register_forward_pre_hook(without_placeholders)

@@ -19,8 +19,6 @@ METHODS = {
     "bitfit": "llmscale.model.peft.bitfit:apply",
     "freeze": "llmscale.model.peft.freeze:apply",
 }
-PLACEHOLDERS = ("prompt_tuning", "p_tuning")
-"""Methods whose virtual tokens stand in the data."""
 
 
 def apply_peft(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> None:
@@ -42,4 +40,4 @@ def apply_peft(chunks: Sequence[LanguageModel], options: PeftSection, seed: int)
 
 def virtual_tokens(options: PeftSection) -> int:
     """Placeholders that the data puts before each text."""
-    return options.virtual_tokens if options.method in PLACEHOLDERS else 0
+    return options.placeholders
