@@ -1,27 +1,48 @@
 """Parameter groups, optimizers, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from llmscale.config.schema import OptimizerSection
+from llmscale.engine.distance import PulledAdamW
 from llmscale.model.parameters import ParameterDeclaration
 
 
 def parameter_groups(
-    named: dict[str, torch.nn.Parameter], declarations: dict[str, ParameterDeclaration], weight_decay: float
+    named: Mapping[str, torch.nn.Parameter],
+    declarations: Mapping[str, ParameterDeclaration],
+    distances: Mapping[str, int],
+    weight_decay: float,
 ) -> list[dict[str, object]]:
-    """Two groups: what decays (matrices, embeddings) and what does not (norms, biases)."""
-    groups: list[dict[str, object]] = []
-    for decays in (True, False):
-        members = [p for name, p in named.items() if declarations[name].decays is decays and p.requires_grad]
-        if members:
-            groups.append({"params": members, "weight_decay": weight_decay if decays else 0.0})
-    return groups
+    """What decays (matrices, embeddings) apart from what does not (norms, biases), and by depth.
+
+    Args:
+        distances: of each parameter from the output; parameters of one depth share a learning rate. The
+            group has it as `distance`.
+    """
+    members: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in named.items():
+        members.setdefault((distances[name], declarations[name].decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "distance": distance,
+        }
+        for (distance, decays), parameters in sorted(
+            members.items(), key=lambda item: (item[0][0], -item[0][1])
+        )
+    ]
 
 
 def build_optimizer(options: OptimizerSection, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.epsilon, fused=True)
+    adamw: dict[str, Any] = {"lr": options.lr, "betas": options.betas, "eps": options.epsilon, "fused": True}
+    if options.distance_penalty:
+        return PulledAdamW(groups, options.distance_penalty, **adamw)
+    return torch.optim.AdamW(groups, **adamw)
 
 
 def learning_rate(options: OptimizerSection, steps: int, step: int) -> float:

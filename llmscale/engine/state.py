@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmscale.engine.distance import START
 from llmscale.model.parameters import ParameterDeclaration
 from llmscale.model.regions import Piece, pieces_of_range
 
@@ -91,6 +92,15 @@ def create_optimizer_state(engine: Any) -> None:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(updated, requires_grad=False)
             state["exp_avg_sq"] = torch.zeros_like(updated, requires_grad=False)
+
+
+@torch.no_grad()
+def remember_start(engine: Any) -> None:
+    """Take the weights as they stand for those that training starts from (`llmscale.engine.distance`)."""
+    create_optimizer_state(engine)
+    optimizer = _inner_optimizer(engine)
+    for updated in _updated_tensors(engine):
+        optimizer.state[updated][START] = updated.detach().clone()
 
 
 def optimizer_steps(engine: Any) -> int:
