@@ -15,7 +15,7 @@ from llmscale.checkpoint.files import write_new
 from llmscale.checkpoint.huggingface_folder import INDEX, SINGLE
 from llmscale.checkpoint.manifest import DTYPE_BYTES
 from llmscale.checkpoint.shards import ALIGNMENT, DTYPE_NAMES, memory_of
-from llmscale.checkpoint.tensor_files import TensorFiles
+from llmscale.checkpoint.tensor_files import TensorSource
 from llmscale.config.problems import InputError, Problem
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,7 +30,7 @@ class File:
 
 
 def write_weights(
-    source: TensorFiles,
+    source: TensorSource,
     shapes: Shapes,
     folder: Path,
     dtype: torch.dtype,
@@ -95,7 +95,7 @@ def _header(names: Sequence[str], shapes: Shapes, kind: str) -> bytes:
 
 
 def _bytes_of(
-    source: TensorFiles, names: Sequence[str], header: bytes, dtype: torch.dtype, on_bytes: OnBytes
+    source: TensorSource, names: Sequence[str], header: bytes, dtype: torch.dtype, on_bytes: OnBytes
 ) -> Iterator[bytes | memoryview]:
     yield header
     for name in names:

@@ -60,14 +60,14 @@ def load_first_sound(
     pieces: Sequence[Piece],
     image: HostImage,
     accept: Accept | None = None,
-    ignored: str | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> tuple[Loaded | None, list[str]]:
     """Load the first of `candidates` (rank 0's list counts) that is sound on all ranks.
 
     Returns it, or None, and what was wrong with those before it.
 
     `image` has a place for each piece; what is read is staged there. Stored tensors whose names begin with
-    `ignored` need not be wanted by any rank.
+    one of `ignored` need not be wanted by any rank.
 
     Raises:
         InputError: the checkpoint holds another model than the pieces.
@@ -104,7 +104,7 @@ def _load(
     pieces: Sequence[Piece],
     image: HostImage,
     accept: Accept | None,
-    ignored: str | None,
+    ignored: tuple[str, ...],
 ) -> list[str]:
     """Load one checkpoint on all ranks. Returns what is damaged: then no live tensor has changed."""
     reads, problems = plan_reads(manifest, pieces)
@@ -166,7 +166,7 @@ def _judge(
     manifest: Manifest,
     ranks: Sequence[Mapping[str, Any]],
     accept: Accept | None,
-    ignored: str | None,
+    ignored: tuple[str, ...],
 ) -> dict[str, Any]:
     """Rank 0: does it hold this model, all of it and nothing else? And are all of its files there?"""
     problems = (
@@ -178,7 +178,7 @@ def _judge(
         for name, start, size in rank["wanted"]:
             wanted.setdefault(name, set()).add((tuple(start), tuple(size)))
     for name, entry in manifest.tensors.items():
-        if ignored and name.startswith(ignored):
+        if name.startswith(ignored):
             continue
         if name not in wanted:
             problems.append((name, "extra", "is in the checkpoint and not in the model"))
@@ -233,9 +233,15 @@ def _reader(
 
 
 def load_weights(
-    path: Path, pieces: Sequence[Piece], agreement: Agreement, accept: Accept | None = None
+    path: Path,
+    pieces: Sequence[Piece],
+    agreement: Agreement,
+    accept: Accept | None = None,
+    without: Sequence[str] = (),
 ) -> Loaded:
     """Fill pieces (weights only) from a checkpoint, or from the newest sound one of a run; for a new run.
+
+    What is stored under the names `without` is not taken.
 
     Raises:
         InputError: it holds another model. CheckpointError: nothing there, or nothing sound.
@@ -248,7 +254,7 @@ def load_weights(
 
     agreement.decide(None, look)
     loaded, passed_over = load_first_sound(
-        agreement, candidates, pieces, HostImage(pieces), accept, OPTIMIZER
+        agreement, candidates, pieces, HostImage(pieces), accept, (OPTIMIZER, *without)
     )
     if loaded is None:
         raise CheckpointError(f"{path}: no sound checkpoint: " + "; ".join(passed_over))

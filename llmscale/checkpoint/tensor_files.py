@@ -4,6 +4,7 @@ The files are the shards of one of our checkpoints, or those of a Hugging Face f
 one box.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +23,33 @@ from llmscale.model.regions import Box
 SLAB_BYTES = 8 << 20
 
 
-class TensorFiles:
+class TensorSource(ABC):
+    """Named tensors that can be had slab by slab."""
+
+    tensors: Mapping[str, TensorEntry]
+
+    @abstractmethod
+    def slabs(self, name: str, box: Box | None = None) -> Iterator[tuple[Box, Tensor]]:
+        """A tensor, or a box of it, as blocks of rows in order, each a new host tensor of its stored type.
+
+        Raises:
+            DamagedCheckpoint: a file cannot be read, or is not what it was.
+        """
+
+    def whole(self, name: str) -> Tensor:
+        """A small tensor."""
+        return torch.cat([slab for _, slab in self.slabs(name)])
+
+    def mean_row(self, name: str) -> Tensor:
+        """Mean over the rows of a matrix, [columns], float64; the same bits wherever it is computed."""
+        rows, columns = self.tensors[name].shape
+        total = torch.zeros(columns, dtype=torch.float64, device="cpu")
+        for _, slab in self.slabs(name):
+            total += slab.double().sum(0)
+        return total / rows
+
+
+class TensorFiles(TensorSource):
     """Close it after use (`with`): files stay open once they have been read from."""
 
     def __init__(
@@ -57,11 +84,6 @@ class TensorFiles:
         self._files.close()
 
     def slabs(self, name: str, box: Box | None = None) -> Iterator[tuple[Box, Tensor]]:
-        """A tensor, or a box of it, as blocks of whole rows in order, each a new host tensor as stored.
-
-        Raises:
-            DamagedCheckpoint: a file cannot be read, or is not what it was.
-        """
         entry = self.tensors[name]
         box = box or Box((0,) * len(entry.shape), entry.shape)
         row_bytes = max(1, DTYPE_BYTES[entry.dtype] * box.volume // max(1, box.size[0]))
@@ -86,14 +108,6 @@ class TensorFiles:
             self._readers[shard] = ShardReader(self._paths[shard], self._layouts[shard])
             self._files.callback(self._readers[shard].close)
         return self._readers[shard]
-
-    def mean_row(self, name: str) -> Tensor:
-        """Mean over the rows of a matrix, [columns], float64; the same bits wherever it is computed."""
-        rows, columns = self.tensors[name].shape
-        total = torch.zeros(columns, dtype=torch.float64, device="cpu")
-        for _, slab in self.slabs(name):
-            total += slab.double().sum(0)
-        return total / rows
 
 
 def verify_tensors(folder: Path, manifest: Manifest, names: Set[str]) -> None:
