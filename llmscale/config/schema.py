@@ -322,5 +322,12 @@ class Config(Section):
         return not (alone and is_plain and self.zero.stage == 1)
 
     @property
+    def outputs(self) -> int | None:
+        """Scores that the model gives of a text; None for a model that writes. 0 labels: the data tells."""
+        if self.task != "classify":
+            return None
+        return 1 if self.classify.problem == "regression" else len(self.classify.labels)
+
+    @property
     def run_folder(self) -> Path:
         return self.run.root / (self.run.name or "run")

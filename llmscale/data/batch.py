@@ -26,5 +26,6 @@ class Batch:
     padding: int = 0
     """Tokens that only fill the rows."""
     targets_BL: Tensor | None = None
-    """What is to be told of each document, one column a document of the fullest row; int64 labels or float32
-    numbers. Only of classification."""
+    """float32, what is to be told of each document (its label's number, or the number itself), one column a
+    document of the fullest row; not-a-number in rows with fewer. Only of classification: there the loss mask
+    marks the last token of each document."""

@@ -3,6 +3,7 @@
 Shapes: S tokens of a row, B rows, L documents of the fullest row.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -30,6 +31,13 @@ class Row:
     """Tokens at the end that only fill the row."""
     targets: tuple[float, ...] = ()
     """One a document, of classification."""
+
+
+def empty_row(length: int) -> Row:
+    """A row in which nothing counts, nor is anything to be told of it."""
+    nothing = torch.zeros(length, dtype=torch.int64)
+    positions = torch.arange(length)
+    return Row(nothing, nothing, nothing.float(), positions, padding=length, targets=(math.nan,))
 
 
 class RowSource(Protocol):
@@ -60,8 +68,9 @@ def batch_of(rows: Sequence[Row]) -> Batch:
 
 
 def _targets(rows: Sequence[Row]) -> Tensor:
+    """Not-a-number where a row has fewer documents than another."""
     columns = max(len(row.targets) for row in rows)
-    return torch.tensor([[*row.targets, *[0.0] * (columns - len(row.targets))] for row in rows])
+    return torch.tensor([[*row.targets, *[math.nan] * (columns - len(row.targets))] for row in rows])
 
 
 def shortened(microbatches: Sequence[Sequence[Row]], unit: int) -> list[list[Row]]:
@@ -69,7 +78,7 @@ def shortened(microbatches: Sequence[Sequence[Row]], unit: int) -> list[list[Row
     have the same length, as a pipeline's schedule needs it."""
     rows = [row for microbatch in microbatches for row in microbatch]
     whole = len(rows[0].tokens_S)
-    used = max(len(row.tokens_S) - row.padding for row in rows)
+    used = max(1, *(len(row.tokens_S) - row.padding for row in rows))
     length = min(whole, -(-used // unit) * unit)
     return [[_cut(row, length) for row in microbatch] for microbatch in microbatches]
 

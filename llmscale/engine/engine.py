@@ -4,13 +4,15 @@ The loss of a step is the sum over all counted tokens of the global batch divide
 is its gradient, under every layout.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed
+from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 from pydantic import JsonValue
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from llmscale.engine.clip import clip_gradients
 from llmscale.engine.fingerprint import Fingerprint, take_fingerprint
 from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
 from llmscale.engine.schedule import ScheduledChunk, run_schedule
+from llmscale.engine.unfreezing import distance_from_output, is_graded, learning_rate_scale
 from llmscale.engine.zero import deepspeed_engine
 from llmscale.model.build import build_model
 from llmscale.model.language_model import LanguageModel
@@ -95,7 +98,7 @@ class Engine:
         self.objective = objective
         self.vocabulary_size = vocabulary_size
         with world.active():
-            self.chunks = build_model(config.model, config.train, vocabulary_size, world)
+            self.chunks = build_model(config.model, config.train, vocabulary_size, world, config.outputs)
             if prepare is not None:
                 prepare(self.chunks)
             for chunk in self.chunks:
@@ -114,12 +117,26 @@ class Engine:
             }
             """Those that are trained."""
             self._mark_for_gradient_norm()
-            groups = parameter_groups(self.parameters, self.declarations, config.optimizer.weight_decay)
+            groups = parameter_groups(
+                self.parameters, self.declarations, self._distances(prefixes), config.optimizer.weight_decay
+            )
             self.deepspeed = deepspeed_engine(
                 self.module, build_optimizer(config.optimizer, groups), config, world
             )
+            if config.optimizer.distance_penalty:
+                state.remember_start(self.deepspeed)
             self.scheduled = self._scheduled_chunks()
         self.steps_done = 0
+
+    def _distances(self, prefixes: Sequence[str]) -> dict[str, int]:
+        """Of each parameter from the output, as far as learning rates depend on it; else 0."""
+        if not is_graded(self.config.optimizer):
+            return dict.fromkeys(self.parameters, 0)
+        return {
+            prefix + name: distance_from_output(chunk, name)
+            for prefix, chunk in zip(prefixes, self.chunks)
+            for name, _ in chunk.named_parameters()
+        }
 
     def _mark_for_gradient_norm(self) -> None:
         """Tell DeepSpeed which gradients several ranks hold, so that the norm counts each once."""
@@ -141,7 +158,7 @@ class Engine:
         lr = learning_rate(self.config.optimizer, self.config.train.steps, step)
         with self.world.active():
             self.deepspeed.train()
-            self._set_learning_rate(lr)
+            self._set_learning_rate(lr, step)
             sums = self._forward_backward(microbatches, step, forward_only=False)
             self._sum_tied_gradients()
             grad_norm = self._update()
@@ -169,6 +186,16 @@ class Engine:
             return self._forward_backward(
                 microbatches, self.steps_done, forward_only=True, objective=objective
             )
+
+    @contextlib.contextmanager
+    def whole_chunks(self) -> Iterator[Sequence[LanguageModel]]:
+        """This rank's chunks, for a use that DeepSpeed does not know of. ZeRO-3 gathers all weights for the
+        time of it. Collective."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.world.active())
+            if self.deepspeed.zero_optimization_stage() == 3:
+                stack.enter_context(unwrap_model_for_generation(self.deepspeed))
+            yield self.chunks
 
     def fingerprint(self) -> Fingerprint | None:
         """What the model says to one fixed batch; None where that is not finite. Changes nothing."""
@@ -219,9 +246,9 @@ class Engine:
         torch.distributed.all_reduce(total, group=group)
         return total.tolist()
 
-    def _set_learning_rate(self, lr: float) -> None:
+    def _set_learning_rate(self, lr: float, step: int) -> None:
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr * learning_rate_scale(self.config.optimizer, group["distance"], step)
 
     def _sum_tied_gradients(self) -> None:
         """Tied embeddings on the first and the last stage: each copy gets the sum of both gradients."""
@@ -266,6 +293,8 @@ class Engine:
             self.steps_done = counters["step"]
             state.set_optimizer_steps(self.deepspeed, counters["optimizer_steps"])
             state.publish_masters(self.deepspeed)
+            if self.config.optimizer.distance_penalty and not self.steps_done:
+                state.remember_start(self.deepspeed)
 
     def close(self) -> None:
         """Take DeepSpeed's hooks out of the model, which keep both in memory. The World stays."""

@@ -132,13 +132,17 @@ def _batch(tokens: int, vocabulary_size: int, world: World) -> Batch:
         labels_BS=torch.tensor([ids[1:] + padding], device=device),
         loss_mask_BS=torch.tensor([[1.0] * tokens + [0.0] * len(padding)], device=device),
         position_ids_BS=torch.arange(tokens + len(padding), device=device)[None],
+        # Of a head: label 0 is what is to be told at every token.
+        targets_BL=torch.zeros(1, tokens, device=device),
     )
 
 
 def _logit_sums(chunk: LanguageModel, logits_SBV: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sum, and sum of squares, of this tensor rank's columns without padding; float64."""
+    """Weighted sum, and sum of squares, of this tensor rank's columns without padding; float64. Scores of a
+    head, which every tensor rank has, are the first one's."""
     first = logits_SBV.shape[-1] * chunk.world.coordinates.tensor
-    columns = max(0, min(logits_SBV.shape[-1], chunk.true_vocabulary_size - first))
+    whole = chunk.true_vocabulary_size if chunk.score is None else logits_SBV.shape[-1]
+    columns = max(0, min(logits_SBV.shape[-1], whole - first))
     summed_V = logits_SBV[..., :columns].sum(dim=(0, 1), dtype=torch.float64)
     ids_V = torch.arange(first, first + columns, dtype=torch.float64, device=summed_V.device)
     # The golden angle: no two token ids have the same weight.

@@ -7,6 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from llmscale.config.schema import ModelSection, TrainSection
 from llmscale.model.families.family import Family
 from llmscale.model.families.table import family as family_named
+from llmscale.model.head import ScoreHead
 from llmscale.model.initialize import initialize
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.rotary import RotaryTable
@@ -18,26 +19,37 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 def build_model(
-    model: ModelSection, train: TrainSection, vocabulary_size: int, world: World
+    model: ModelSection,
+    train: TrainSection,
+    vocabulary_size: int,
+    world: World,
+    outputs: int | None = None,
 ) -> list[LanguageModel]:
     """This rank's chunks in order (one without interleaving), initialised, on the world's device.
 
     `world` must be active.
+
+    Args:
+        outputs: scores of a head in place of the output layer; None for a model that writes.
     """
-    built = build_chunks(model, train, vocabulary_size, world)
+    built = build_chunks(model, train, vocabulary_size, world, outputs)
     for chunk in built:
         initialize(chunk, train.seed)
     return built
 
 
 def build_chunks(
-    model: ModelSection, train: TrainSection, vocabulary_size: int, world: World
+    model: ModelSection,
+    train: TrainSection,
+    vocabulary_size: int,
+    world: World,
+    outputs: int | None = None,
 ) -> list[LanguageModel]:
     """As `build_model`, with weights of no meaning: for a model whose weights are loaded."""
     family = family_named(model.family)
     config = megatron_config(model, train, family, world)
     return [
-        _build_chunk(model, train, family, config, vocabulary_size, world, chunk)
+        _build_chunk(model, train, family, config, vocabulary_size, world, chunk, outputs)
         for chunk in range(world.layout.interleave)
     ]
 
@@ -99,6 +111,7 @@ def _build_chunk(
     vocabulary_size: int,
     world: World,
     chunk: int,
+    outputs: int | None,
 ) -> LanguageModel:
     layout = world.layout
     positions = model.max_positions or train.sequence_length
@@ -126,4 +139,15 @@ def _build_chunk(
         pg_collection=world.groups,
         vp_stage=chunk if layout.interleave > 1 else None,
     )
+    if outputs is not None:
+        built.share_embeddings_and_output_weights = False
+        if built.post_process:
+            del built.output_layer
+            built.score = ScoreHead(
+                model.hidden_size,
+                outputs,
+                DTYPES[train.precision],
+                world.tensor_group,
+                layout.sequence and layout.tensor > 1,
+            )
     return built.to(device=world.device, dtype=DTYPES[train.precision])

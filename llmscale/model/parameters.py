@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from llmscale.model.declaration import ParameterDeclaration
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.regions import Box, Region
-from llmscale.model.tensors import part_rows
+from llmscale.model.tensors import SCORE, part_rows
 
 VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
 """Cut along the vocabulary, the first dimension, over the tensor ranks; the last rows may be padding."""
@@ -103,6 +103,8 @@ def _parts(chunk: LanguageModel, local_name: str, rows: int) -> list[_Part]:
 
 
 def _hugging_face_names(chunk: LanguageModel, local_name: str) -> tuple[str, ...]:
+    if local_name == SCORE:
+        return (SCORE,)
     found = _LAYER_PREFIX.match(local_name)
     key, layer = local_name, 0
     if found is not None:

@@ -6,6 +6,8 @@ from llmscale.model.families.table import family as family_named
 
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 POSITIONS = "embedding.position_embeddings.weight"
+SCORE = "score.weight"
+"""Of the head that stands in place of the output, here and in transformers."""
 
 Shape = tuple[int, ...]
 
@@ -20,15 +22,17 @@ def part_rows(model: ModelSection, family: Family, local_name: str, rows: int) -
     return [rows]
 
 
-def hugging_face_shapes(model: ModelSection, vocabulary_size: int, positions: int) -> dict[str, Shape]:
+def hugging_face_shapes(
+    model: ModelSection, vocabulary_size: int, positions: int, outputs: int | None = None
+) -> dict[str, Shape]:
     """Name and true shape of each tensor that a checkpoint of this model holds.
 
-    `positions` counts where they are learned.
+    `positions` counts where they are learned; `outputs` are those of a head in place of the output layer.
     """
     family = family_named(model.family)
-    found: dict[str, Shape] = {}
+    found: dict[str, Shape] = {} if outputs is None else {SCORE: (outputs, model.hidden_size)}
     for local_name, names in family.names.items():
-        if local_name == OUTPUT and model.tie_embeddings_or_default:
+        if local_name == OUTPUT and (model.tie_embeddings_or_default or outputs is not None):
             continue
         rows, *columns = _local_shape(model, family, local_name, vocabulary_size, positions)
         parts = part_rows(model, family, local_name, rows)
@@ -63,6 +67,12 @@ def _local_shape(
         if layer in local_name:
             return shape if local_name.endswith("weight") else shape[:1]
     return (hidden,)
+
+
+def not_begun_from(model: ModelSection, outputs: int | None) -> list[str]:
+    """Names of the tensors that a new model does not take from the one that it begins from: its head, which
+    is to tell something else, and the output layer, which it has not. None for a model that writes."""
+    return [] if outputs is None else [SCORE, *family_named(model.family).names[OUTPUT]]
 
 
 def vocabulary_tensors(model: ModelSection) -> list[str]:

@@ -12,8 +12,9 @@ from llmscale.model.regions import Piece, pieces_of_range
 
 
 @contextlib.contextmanager
-def weights_to_fill(chunks: Sequence[LanguageModel]) -> Iterator[list[Piece]]:
+def weights_to_fill(chunks: Sequence[LanguageModel], without: Sequence[str] = ()) -> Iterator[list[Piece]]:
     """Pieces that cover all weights of this rank, replicas included; what was filled in counts at the end.
+    Tensors in `without` stay as they are, and are in no piece.
 
     The pieces are of the type that checkpoints hold: float32, or float64 for a model of that type. Rows
     that pad the vocabulary are in no piece and become 0.
@@ -23,6 +24,8 @@ def weights_to_fill(chunks: Sequence[LanguageModel]) -> Iterator[list[Piece]]:
     for chunk in chunks:
         declarations = declare_parameters(chunk)
         for name, parameter in chunk.named_parameters():
+            if any(stored in without for stored in declarations[name].names):
+                continue
             master = torch.zeros_like(parameter, dtype=_stored_dtype(parameter), requires_grad=False)
             masters.append((parameter, master))
             pieces += _whole(master, declarations[name])

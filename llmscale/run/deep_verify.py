@@ -17,9 +17,10 @@ from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
 from llmscale.engine.fingerprint import KEY, SEED, TOLERANCES, Fingerprint, take_fingerprint
 from llmscale.engine.schedule import ScheduledChunk
-from llmscale.objectives.causal_lm import CausalLM
+from llmscale.objectives.table import objective_of
 from llmscale.parallel.distributed import disconnect
 from llmscale.parallel.environment import RankEnvironment
+from llmscale.run.export_head import LABELLED
 from llmscale.run.loaded_model import load_model
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.runtime.rank_variables import prepare_environment
@@ -89,6 +90,7 @@ def plan_check(
             "model": description["model"],
             "train": {"precision": description["precision"], "sequence_length": stored.sequence_length},
             "parallel": _parallel(description["layout"]) if own_layout else {},
+            **({LABELLED: description[LABELLED], "task": "classify"} if LABELLED in description else {}),
         }
     )
     config = with_overrides(config, overrides)
@@ -131,7 +133,9 @@ def fingerprint_on_rank(check: DeepCheck, environment: RankEnvironment) -> Finge
         lambda pieces, agreement: load_weights(check.folder, pieces, agreement),
     )
     scheduled = [ScheduledChunk(chunk, chunk) for chunk in chunks]
-    return take_fingerprint(scheduled, world, CausalLM(), stored.vocabulary_size, stored.sequence_length)
+    return take_fingerprint(
+        scheduled, world, objective_of(check.config), stored.vocabulary_size, stored.sequence_length
+    )
 
 
 def serve(check: DeepCheck, orders: Connection) -> int:

@@ -20,6 +20,7 @@ from llmscale.data.files import replace_folder
 from llmscale.data.tokenizer import special_token_ids
 from llmscale.model.huggingface import hugging_face_config
 from llmscale.model.tensors import hugging_face_shapes, vocabulary_tensors
+from llmscale.run.export_head import head_of, outputs_of, with_head
 from llmscale.run.huggingface import copy_tokenizer
 from llmscale.run.target import find_model, tokenizer_problems
 
@@ -37,6 +38,8 @@ class Export:
     special_tokens: dict[str, int | None]
     tokenizer: Path | None
     dtype: torch.dtype
+    writes: bool
+    """It is a model that writes, and none with a head."""
 
     @property
     def byte_count(self) -> int:
@@ -61,7 +64,8 @@ class Export:
         ):
             write_weights(source, self.shapes, unfinished, self.dtype, max_file_bytes, on_bytes)
             write_new(unfinished / "config.json", [_json(self.config)])
-            write_new(unfinished / "generation_config.json", [_json(self.special_tokens)])
+            if self.writes:
+                write_new(unfinished / "generation_config.json", [_json(self.special_tokens)])
             if self.tokenizer is not None:
                 copy_tokenizer(self.tokenizer, unfinished)
 
@@ -80,7 +84,8 @@ def plan_export(target: str, root: Path, tokenizer: Path | None, dtype: str) -> 
     model = found.config.model if described is None else ModelSection.model_validate(described)
     positions = model.max_positions or found.config.train.sequence_length
     vocabulary_size = _rows(manifest, vocabulary_tensors(model)[0])
-    shapes = hugging_face_shapes(model, vocabulary_size, positions)
+    head = head_of(manifest.description)
+    shapes = hugging_face_shapes(model, vocabulary_size, positions, outputs_of(head))
     faults = list(_misfits(manifest, shapes))
     if faults:
         raise CheckpointError(f"{found.checkpoint.path}: " + "; ".join(faults))
@@ -93,7 +98,18 @@ def plan_export(target: str, root: Path, tokenizer: Path | None, dtype: str) -> 
         special_tokens = special_token_ids(tokenizer)
     name = str(DTYPES[dtype]).removeprefix("torch.")
     config = hugging_face_config(model, vocabulary_size, positions, name) | special_tokens
-    return Export(found.checkpoint.path, manifest, shapes, config, special_tokens, tokenizer, DTYPES[dtype])
+    if head is not None:
+        config = with_head(config, head, special_tokens, tokenizer)
+    return Export(
+        found.checkpoint.path,
+        manifest,
+        shapes,
+        config,
+        special_tokens,
+        tokenizer,
+        DTYPES[dtype],
+        head is None,
+    )
 
 
 def _rows(manifest: Manifest, name: str) -> int:

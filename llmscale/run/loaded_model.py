@@ -25,7 +25,7 @@ def load_model(
     device = connect(environment)
     world = World(Layout.of(config.parallel, environment.world_size), device)
     with world.active():
-        chunks = build_chunks(config.model, config.train, vocabulary_size, world)
+        chunks = build_chunks(config.model, config.train, vocabulary_size, world, config.outputs)
         with weights_to_fill(chunks) as pieces:
             fill(pieces, Agreement(world.rank, world.layout.world_size, world.control_group))
     return chunks, world

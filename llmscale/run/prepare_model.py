@@ -11,14 +11,17 @@ from llmscale.checkpoint.begin import begin_from
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import CheckpointSection, Config
 from llmscale.config.tuning import OF_METHOD, PeftSection
+from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.engine.engine import Prepare
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.table import apply_peft
-from llmscale.model.tensors import vocabulary_tensors
+from llmscale.model.tensors import not_begun_from, vocabulary_tensors
 from llmscale.model.weights import weights_to_fill
 
 PEFT = "peft"
 """Where a manifest's description has the method and its options."""
+VOCABULARY = "vocabulary_size"
+"""Where it has the rows of tokens that the model was trained with, which may be more than the base has."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Preparation:
         """
         if self.base is not None:
             grown = vocabulary_tensors(self.config.model)
-            with weights_to_fill(chunks) as pieces:
-                begin_from(self.base.path, pieces, self.agreement, grown)
+            without = not_begun_from(self.config.model, self.config.outputs)
+            with weights_to_fill(chunks, without) as pieces:
+                begin_from(self.base.path, pieces, self.agreement, grown, without)
             apply_peft(chunks, self.config.peft, self.config.train.seed)
         if self.of_task is not None:
             self.of_task(chunks)
@@ -50,7 +54,19 @@ class Preparation:
         """What the run's checkpoints say of it."""
         if self.base is None:
             return {}
-        return {PEFT: options(self.config.peft), DESCRIBED: self.base.described()}
+        return {
+            PEFT: options(self.config.peft),
+            DESCRIBED: self.base.described(),
+            VOCABULARY: resolved_vocabulary_size(self.config),
+        }
+
+
+def tune(chunks: Sequence[LanguageModel], peft: PeftSection, seed: int) -> None:
+    """Apply PEFT to a model that has its base's weights; a head is new, and trained whole beside it."""
+    apply_peft(chunks, peft, seed)
+    for chunk in chunks:
+        if chunk.score is not None:
+            chunk.score.requires_grad_(True)
 
 
 def prepare_model(

@@ -76,6 +76,9 @@ def find_target(
         folder, config, tokenizer = model.folder, model.config, tokenizer or model.tokenizer
         expected = model.checkpoint.manifest and model.checkpoint.manifest.description.get("tokenizer_hash")
         missing = "the run names no tokenizer: give the one that its corpus was made with"
+    if config.task == "classify":
+        way_out = "`llmscale checkpoint export` makes a folder that transformers classifies with"
+        raise InputError([Problem("TARGET", target, f"tells labels of texts and cannot write; {way_out}")])
     config = _with_layout(config, tensor, pipeline)
     problems = [problem for problem in check_config(config) if problem.key.startswith("parallel.")]
     if tokenizer is None:

@@ -22,7 +22,7 @@ from llmscale.data.tokenizer import tokenizer_hash
 from llmscale.engine.engine import Engine, Prepare
 from llmscale.engine.operations import use_prebuilt_operations
 from llmscale.model.build import DTYPES
-from llmscale.model.tensors import vocabulary_tensors
+from llmscale.model.tensors import not_begun_from, vocabulary_tensors
 from llmscale.objectives.objective import Objective
 from llmscale.parallel.distributed import connect, disconnect, use_threads
 from llmscale.parallel.environment import RankEnvironment
@@ -30,11 +30,15 @@ from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from llmscale.plan.flops import flops_per_token
 from llmscale.plan.parameters import model_parameters
+from llmscale.run.export_head import LABELLED
 from llmscale.run.prepare_model import Preparation, prepare_model, tuning_problems
 from llmscale.runtime.hooks import RunStart
 from llmscale.runtime.meter import Meter, peak_flops
 from llmscale.runtime.standard_hooks import standard_hooks
+from llmscale.train.best import Best
 from llmscale.train.loop import Position, TrainingLoop
+from llmscale.train.samples import EncodePrompt, SampleWriter
+from llmscale.train.validation import Validator
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class Recipe:
     training: BatchSource
     validation: BatchSource | None = None
     forgetting: BatchSource | None = None
+    """Text of the corpora that `data.forgetting` names."""
+    encode_prompt: EncodePrompt | None = None
+    """How a prompt of `train.generate` becomes tokens; None: as plain text."""
     prepare: Prepare | None = None
     """Changes the fresh model before the optimizer is made, after PEFT has."""
 
@@ -83,16 +90,21 @@ def _train(recipe: Recipe, environment: RankEnvironment, world: World) -> bool:
         world.control_group,
         description,
     )
-    position = _restore(preparation, engine, checkpointer, description)
+    progress = _restore(preparation, engine, checkpointer, description)
+    position = Position.of(progress) if progress else Position()
+    writer = SampleWriter.of(config, recipe.encode_prompt)
+    validator = Validator(config, engine, recipe.validation, recipe.forgetting, writer)
+    validator.restore(progress)
     loop = TrainingLoop(
         config,
         engine,
         recipe.training,
-        recipe.validation,
+        validator,
         checkpointer,
         standard_hooks(config, config.run_folder, world.rank),
         _meter(config, world, vocabulary_size),
         position,
+        Best.of(progress),
         _start(config, world, position, vocabulary_size),
     )
     return loop.run()
@@ -109,13 +121,16 @@ def _checkpoint_options(config: Config, environment: RankEnvironment) -> Checkpo
 def _description(config: Config, world: World) -> dict[str, JsonValue]:
     """What a checkpoint says about the run that made it."""
     tokenizer = config.tokenizer.path
-    return {
+    described: dict[str, JsonValue] = {
         "layout": dict(world.layout.describe()),
         "zero_stage": config.zero.stage,
         "precision": config.train.precision,
         "model": config.model.model_dump(mode="json"),
         "tokenizer_hash": None if tokenizer is None else tokenizer_hash(tokenizer),
     }
+    if config.outputs is not None:
+        described[LABELLED] = config.classify.model_dump(mode="json", include={"problem", "labels"})
+    return described
 
 
 def _restore(
@@ -123,15 +138,16 @@ def _restore(
     engine: Engine,
     checkpointer: Checkpointer,
     description: Mapping[str, JsonValue],
-) -> Position:
-    """Go on from the run's newest checkpoint; without one begin, from `train.init_from` if that is set."""
+) -> Mapping[str, JsonValue]:
+    """Go on from the run's newest checkpoint, and return its progress; without one begin, from
+    `train.init_from` if that is set."""
     config = preparation.config
 
     def accept(manifest: Manifest) -> list[Problem]:
         found = manifest.description
         problems = [
             Problem(key, str(description[key]), f"is {found[key]} in {manifest.step}'s checkpoint")
-            for key in ("model", "tokenizer_hash")
+            for key in ("model", "tokenizer_hash", LABELLED)
             if key in found and found[key] != description[key]
         ]
         return [*problems, *tuning_problems(description, found, manifest.step)]
@@ -139,12 +155,13 @@ def _restore(
     loaded = checkpointer.load_newest(engine.pieces_to_load(), accept)
     if loaded is not None:
         engine.after_load(loaded.progress)
-        return Position.of(loaded.progress)
+        return loaded.progress
     if config.train.init_from is not None and preparation.base is None and preparation.of_task is None:
         may_grow = vocabulary_tensors(config.model)
-        begin_from(config.train.init_from, engine.weight_pieces(), preparation.agreement, may_grow)
+        without = not_begun_from(config.model, config.outputs)
+        begin_from(config.train.init_from, engine.weight_pieces(), preparation.agreement, may_grow, without)
         engine.after_load({"step": 0, "optimizer_steps": 0})
-    return Position()
+    return {}
 
 
 def _meter(config: Config, world: World, vocabulary_size: int) -> Meter:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -15,16 +15,19 @@ from llmscale.data.batch import Batch
 from llmscale.engine.engine import Engine
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.parameters import declare_parameters
-from llmscale.model.peft.table import apply_peft, virtual_tokens
+from llmscale.model.peft.table import virtual_tokens
 from llmscale.model.regions import Piece
-from llmscale.objectives.causal_lm import CausalLM
+from llmscale.objectives.table import objective_of
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.rng import derived_seed
 from llmscale.parallel.world import World
+from llmscale.run.prepare_model import tune
 from tests.ranks import run_ranks
 
 STEPS = 20
 BETA = 0.9
+TEXTS_A_ROW = 2
+"""Of classification."""
 Patches = dict[str, Any]
 """Dotted name → what stands there instead: a planted mistake."""
 
@@ -81,6 +84,7 @@ def parity_config(
                 "vocabulary_size": 1000,
                 "tie_embeddings": tied,
                 "sliding_window": 9 if family == "mistral" else None,
+                "max_positions": 40 if peft else None,
             },
             "train": {
                 "steps": STEPS,
@@ -112,11 +116,11 @@ def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[A
             stack.enter_context(mock.patch(name, replacement))
         world = World(Layout.of(config.parallel, config.world_size), torch.device("cpu"))
         if config.peft.method == "none":
-            engine = Engine(config, world, config.model.vocabulary_size or 0, CausalLM())
+            engine = Engine(config, world, config.model.vocabulary_size or 0, objective_of(config))
             randomise_vectors(engine)
         else:
             prepare = partial(prepare_peft, config=config)
-            engine = Engine(config, world, config.model.vocabulary_size or 0, CausalLM(), prepare)
+            engine = Engine(config, world, config.model.vocabulary_size or 0, objective_of(config), prepare)
         losses: list[float] = []
         grad_norms: list[float] = []
         gradients: list[Piece] = []
@@ -152,12 +156,12 @@ def randomise_vectors(engine: Engine) -> None:
 
 @torch.no_grad()
 def prepare_peft(chunks: Sequence[LanguageModel], config: Config) -> None:
-    """`apply_peft` to a base whose norms and biases are at random; what it starts at 0 is at random too."""
+    """`tune` for a base whose norms and biases are at random; what it starts at 0 is at random too."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             if parameter.dim() == 1:
                 _randomise(chunk, name, around=float("norm" in name and name.endswith("weight")))
-    apply_peft(chunks, config.peft, config.train.seed)
+    tune(chunks, config.peft, config.train.seed)
     for chunk in chunks:
         for name in chunk.added:
             if not chunk.get_parameter(name).any():
@@ -179,6 +183,7 @@ def microbatches(config: Config, world: World, step: int) -> list[Batch]:
     shape = (train.global_batch_size, train.sequence_length + 1)
     tokens = torch.randint(0, config.model.vocabulary_size or 0, shape, generator=generator)
     mask = (torch.rand(shape, generator=generator) > 0.1).float()
+    normal = torch.randn(train.global_batch_size, TEXTS_A_ROW, generator=generator)
     virtual = virtual_tokens(config.peft)
     if virtual:
         tokens[:, :virtual] = -1 - torch.arange(virtual)
@@ -189,10 +194,28 @@ def microbatches(config: Config, world: World, step: int) -> list[Batch]:
         first = (microbatch * replicas + world.coordinates.data) * rows
         part, part_mask = tokens[first : first + rows], mask[first : first + rows]
         positions = torch.arange(train.sequence_length).expand(rows, -1)
-        batches.append(
-            Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), part_mask[:, 1:], positions)
-        )
+        batch = Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), part_mask[:, 1:], positions)
+        if config.outputs is not None:
+            batch = _of_texts(batch, config, normal[first : first + rows])
+        batches.append(batch)
     return batches
+
+
+def _of_texts(batch: Batch, config: Config, normal_BL: Tensor) -> Batch:
+    """Two texts in every row, of different lengths, and what is to be told of each."""
+    rows, length = batch.tokens_BS.shape
+    is_regression = config.classify.problem == "regression"
+    cut = length // 2 + 1
+    mask = torch.zeros(rows, length)
+    mask[:, (cut - 1, length - 1)] = 1.0
+    positions = torch.cat((torch.arange(cut), torch.arange(length - cut))).expand(rows, -1)
+    return replace(
+        batch,
+        loss_mask_BS=mask,
+        position_ids_BS=positions,
+        document_lengths=((cut, length - cut),) * rows,
+        targets_BL=normal_BL if is_regression else (normal_BL * 100).floor() % (config.outputs or 1),
+    )
 
 
 def _assemble(pieces_of_ranks: Any) -> dict[str, Tensor]:
