@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from llmscale_kernels.rotary import rotate, split_and_rotate
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llmscale.model.documents import Documents
-from llmscale.model.linear import RowParallelLinear, no_initialization
+from llmscale.model.linear import ColumnParallelLinear, RowParallelLinear, no_initialization
 
 Prefix = tuple[Tensor, Tensor]
 """Learned keys and values, [P, K, D] each."""

@@ -1,9 +1,23 @@
-"""Row-parallel linear layer whose bias gets its whole gradient under sequence parallelism too."""
+"""Megatron's linear layers, with whole gradients for their biases in all cases."""
 
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear as MegatronColumnParallelLinear
 from megatron.core.tensor_parallel.layers import RowParallelLinear as MegatronRowParallelLinear
 from torch import Tensor
 
 from llmscale.parallel.partial import sum_gradient
+
+
+class ColumnParallelLinear(MegatronColumnParallelLinear):
+    """Megatron's gives the bias no gradient where the weight is frozen: there the bias is added here."""
+
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, None]:
+        self.skip_bias_add = (
+            self.bias is not None and self.bias.requires_grad and not self.weight.requires_grad
+        )
+        output, bias = super().forward(input_, weight, runtime_gather_output)
+        return output if bias is None else output + bias, None
 
 
 class RowParallelLinear(MegatronRowParallelLinear):

@@ -4,13 +4,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from llmscale_kernels.swiglu import swiglu
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from llmscale.model.linear import RowParallelLinear, no_initialization
+from llmscale.model.linear import ColumnParallelLinear, RowParallelLinear, no_initialization
 
 
 class FeedForward(MegatronModule):
