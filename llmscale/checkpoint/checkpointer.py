@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,8 @@ class Checkpointer:
         """A save was begun whose outcome this rank does not know yet."""
         self._last: SaveOutcome | None = None
         self._unread: list[SaveOutcome] = []
+        self._kept: frozenset[int] = frozenset()
+        """Steps that the save in flight must not remove."""
 
     def load_newest(self, pieces: Sequence[Piece], accept: Accept | None = None) -> Loaded | None:
         """Begin or resume the run: fill the pieces from the newest sound checkpoint; None without one.
@@ -146,10 +148,19 @@ class Checkpointer:
         logger.warning("%s is set aside as %s", found.path.name, name)
         return name
 
-    def save(self, step: int, pieces: Sequence[Piece], progress: Mapping[str, JsonValue]) -> None:
+    def save(
+        self,
+        step: int,
+        pieces: Sequence[Piece],
+        progress: Mapping[str, JsonValue],
+        kept: Collection[int] = (),
+    ) -> None:
         """Save the pieces' values of this moment; returns after one copy to host memory.
 
         Waits first for a save still in flight. With `asynchronous: false`, waits for this one, too.
+
+        Args:
+            kept: steps whose checkpoints this one does not supersede.
 
         Raises:
             SaveFailed: with `on_error: stop`, on all ranks, when the save before (or this one) has failed.
@@ -159,6 +170,7 @@ class Checkpointer:
         asked = time.monotonic()
         progress = json_object(progress)
         self._join()
+        self._kept = frozenset(kept)
         decision = self._agreement.decide(step, lambda steps: self._open_save(steps))
         self._learn(decision["previous"])
         self._stop_if_asked()
@@ -269,7 +281,8 @@ class Checkpointer:
         removed: list[str] = []
         problem = ""
         try:
-            removed = self._store.prune(request.epoch, self._options.keep_last, self._options.keep_every)
+            options = self._options
+            removed = self._store.prune(request.epoch, options.keep_last, options.keep_every, self._kept)
         except (OSError, CheckpointError) as error:
             problem = f"committed, but older checkpoints could not be removed: {describe(error)}"
         seconds = time.monotonic() - asked

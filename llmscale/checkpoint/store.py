@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +151,11 @@ class Store:
                 f"this writer belongs to start {epoch} of the run, and start {newest} has taken over"
             )
 
-    def prune(self, epoch: int, keep_last: int, keep_every: int | None) -> list[str]:
-        """Remove committed checkpoints that newer ones supersede. Returns their names.
+    def prune(
+        self, epoch: int, keep_last: int, keep_every: int | None, kept: Collection[int] = ()
+    ) -> list[str]:
+        """Remove committed checkpoints that newer ones supersede, but for the steps `kept`. Returns their
+        names.
 
         Only checkpoints whose marker, manifest and shard sizes are right count as newer ones, and only such
         are removed: what is damaged, fenced or foreign is neither counted nor touched.
@@ -162,7 +165,8 @@ class Store:
         ]
         removed = []
         for found in sound[:-keep_last]:
-            if (keep_every and found.step % keep_every == 0) or found.manifest is None:
+            is_kept = found.step in kept or (keep_every and found.step % keep_every == 0)
+            if is_kept or found.manifest is None:
                 continue
             self.refuse_stale(epoch)
             remove_folder(found.path, self._hidden(found.step, found.manifest.save_id, "deleting"))

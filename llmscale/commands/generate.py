@@ -74,7 +74,7 @@ def generate(
         from llmscale.run.rank_team import RanksFailed  # noqa: PLC0415
 
     options = SamplingOptions(
-        max_new_tokens, 0.0 if greedy else temperature, top_k, top_p, seed, scribe.end_id
+        max_new_tokens, 0.0 if greedy else temperature, top_k, top_p, seed, frozenset((scribe.end_id,))
     )
     try:
         with console.status(f"loading {found.weights}") as status, open_writer(found) as writer:

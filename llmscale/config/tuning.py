@@ -70,6 +70,11 @@ class PeftSection(Section):
     train: list[str] = []
     """Patterns of the Hugging Face names of the weights that are trained, all others stay (freeze)."""
 
+    @property
+    def placeholders(self) -> int:
+        """Virtual tokens that stand in the data, before each text."""
+        return self.virtual_tokens if self.method in ("prompt_tuning", "p_tuning") else 0
+
 
 OF_METHOD: dict[str, tuple[str, ...]] = {
     "none": (),

@@ -14,7 +14,7 @@ from llmscale.data.batch import Batch
 from llmscale.data.batch_size import global_batch_size_at
 from llmscale.data.blend import Blend, SampleId, ShuffledCorpus
 from llmscale.data.corpus import CorpusDamaged, documents_of_split, entries_of_split, read_index
-from llmscale.data.row import LENGTH_UNIT, batch_of, shortened
+from llmscale.data.row import LENGTH_UNIT, Row, batch_of, empty_row, shortened
 
 SplitName = Literal["train", "validation", "test"]
 StepKey = tuple[int, int]
@@ -31,8 +31,9 @@ class BatchSource:
     `consumed + (m * data_parallel_size + r) * micro_batch_size + j`, so a step reads the same samples
     under every number of replicas and every micro batch size.
 
-    Training samples go on for ever, epoch after epoch. A validation split too is read again from
-    sample `samples_per_epoch` on, in another order; its last sample may be partly masked.
+    Training samples go on for ever, epoch after epoch. Of validation no sample comes twice: where the
+    samples of a corpus are at an end, rows in which nothing counts stand for them; its last sample may be
+    partly masked.
 
     Args:
         blend: what to read in place of the split's tokenised corpora.
@@ -115,12 +116,17 @@ class BatchSource:
 
     def _read(self, consumed_samples: int, global_batch_size: int) -> list[Batch]:
         microbatches = [
-            [self.blend.sample(number) for number in numbers]
+            [self._row(number) for number in numbers]
             for numbers in self._sample_numbers(consumed_samples, global_batch_size)
         ]
         if self.unit is not None:
             microbatches = shortened(microbatches, self.unit)
         return [batch_of(rows) for rows in microbatches]
+
+    def _row(self, number: int) -> Row:
+        if self.split != "train" and self.blend.locate(number).epoch:
+            return empty_row(self.train.sequence_length)
+        return self.blend.sample(number)
 
 
 def open_blend(config: Config, split: SplitName) -> Blend:

@@ -1,8 +1,8 @@
-"""AdamW with a decoupled pull towards the weights that training started from (after L2-SP, arXiv:1802.01483).
+"""AdamW with a decoupled pull towards the weights that training started from (after arXiv:1802.01483).
 
-Before each update w ← w - lr · λ · (w - start), as decoupled weight decay does it with 0 in place of the start
-(arXiv:1711.05101). The start is kept beside the moments, so ZeRO's partitions cut it as they cut those, and
-checkpoints store it and hand it on to other layouts.
+Before each update w ← w - lr · λ · (w - start), as decoupled weight decay does it with 0 in place of the
+start (arXiv:1711.05101). The start is kept beside the moments, so ZeRO's partitions cut it as they cut those,
+and checkpoints store it and hand it on to other layouts.
 """
 
 from collections.abc import Callable

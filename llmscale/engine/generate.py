@@ -47,7 +47,7 @@ class Generator:
         """The new tokens of each prompt, the end token included where it came. Collective; all ranks of a
         model replica give the same arguments and get the same result.
 
-        A text ends with `options.end_id`, after `options.max_new_tokens`, or where the positions are full.
+        A text ends with one of `options.end_ids`, after `options.max_new_tokens`, or where the positions are full.
 
         Raises:
             ValueError: no prompt, an empty one, or one that leaves no position free.
@@ -123,7 +123,7 @@ class _Texts:
 
     def __init__(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, positions: int) -> None:
         self.new_tokens: list[list[int]] = [[] for _ in prompts]
-        self._end_id = options.end_id
+        self._end_ids = options.end_ids
         self._room = [min(options.max_new_tokens, positions - len(prompt)) for prompt in prompts]
 
     def add(self, tokens: list[int]) -> list[int | None]:
@@ -140,7 +140,7 @@ class _Texts:
 
     def _ended(self, row: int) -> bool:
         text = self.new_tokens[row]
-        return len(text) >= self._room[row] or (bool(text) and text[-1] == self._end_id)
+        return len(text) >= self._room[row] or (bool(text) and text[-1] in self._end_ids)
 
 
 def _left_padded(

@@ -26,16 +26,11 @@ def parameter_groups(
     members: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in named.items():
         members.setdefault((distances[name], declarations[name].decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": weight_decay if decays else 0.0,
-            "distance": distance,
-        }
-        for (distance, decays), parameters in sorted(
-            members.items(), key=lambda item: (item[0][0], -item[0][1])
-        )
-    ]
+    groups: list[dict[str, object]] = []
+    for distance, decays in sorted(members, key=lambda key: (key[0], not key[1])):
+        decay = weight_decay if decays else 0.0
+        groups.append({"params": members[distance, decays], "weight_decay": decay, "distance": distance})
+    return groups
 
 
 def build_optimizer(options: OptimizerSection, groups: list[dict[str, object]]) -> torch.optim.Optimizer:

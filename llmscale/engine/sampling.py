@@ -30,8 +30,8 @@ class SamplingOptions:
     """Only the most likely tokens that together have this probability may come (arXiv:1904.09751)."""
     seed: int = 0
     """Row number n of a batch draws as it would alone with `seed + n`."""
-    end_id: int | None = None
-    """Token that ends a text; None: only the number of tokens does."""
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end a text; without any only the number of tokens does."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

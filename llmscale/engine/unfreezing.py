@@ -1,4 +1,4 @@
-"""How deep a parameter lies, and what follows for its learning rate: less further down, none until reached."""
+"""How deep a parameter lies, and what follows for its learning rate: less below, and none until reached."""
 
 import re
 

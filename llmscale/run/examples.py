@@ -16,6 +16,7 @@ from llmscale.data.prepare import prepare_examples
 from llmscale.data.row import RowSource
 from llmscale.model.peft.table import virtual_tokens
 from llmscale.parallel.world import World
+from llmscale.run.forgetting import forgetting_source
 
 FOLDER = "data"
 """In the run folder."""
@@ -27,6 +28,7 @@ class ExampleData:
     """With `train.steps` where `train.epochs` asked for passes over the data."""
     training: BatchSource
     validation: BatchSource | None
+    forgetting: BatchSource | None
 
 
 @contextlib.contextmanager
@@ -51,7 +53,10 @@ def open_examples(config: Config, world: World) -> Iterator[ExampleData]:
                 rows, [entry.weight for entry in entries_of_split(config.data, "validation")]
             )
             validation = opened.enter_context(BatchSource(config, "validation", *replica, of_validation))
-        yield ExampleData(config, training, validation)
+        forgetting = forgetting_source(config, *replica)
+        if forgetting is not None:
+            opened.enter_context(forgetting)
+        yield ExampleData(config, training, validation, forgetting)
 
 
 def training_blend(config: Config, folder: Path) -> Blend:

@@ -8,6 +8,7 @@ from llmscale.data.loader import BatchSource
 from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.world import World
+from llmscale.run.forgetting import forgetting_source
 from llmscale.run.training import Recipe, train
 
 
@@ -24,4 +25,7 @@ def _recipe(config: Config, world: World) -> Iterator[Recipe]:
         validation = None
         if config.train.validate_every is not None:
             validation = open_sources.enter_context(BatchSource(config, "validation", *replica))
-        yield Recipe(config, CausalLM(), training, validation)
+        forgetting = forgetting_source(config, *replica)
+        if forgetting is not None:
+            open_sources.enter_context(forgetting)
+        yield Recipe(config, CausalLM(), training, validation, forgetting)

@@ -19,4 +19,4 @@ def run(config: Config, environment: RankEnvironment) -> int:
 @contextlib.contextmanager
 def _recipe(config: Config, world: World) -> Iterator[Recipe]:
     with open_examples(config, world) as data:
-        yield Recipe(data.config, CausalLM(), data.training, data.validation)
+        yield Recipe(data.config, CausalLM(), data.training, data.validation, data.forgetting)

@@ -37,7 +37,7 @@ from llmscale.runtime.meter import Meter, peak_flops
 from llmscale.runtime.standard_hooks import standard_hooks
 from llmscale.train.best import Best
 from llmscale.train.loop import Position, TrainingLoop
-from llmscale.train.samples import EncodePrompt, SampleWriter
+from llmscale.train.samples import Prompting, SampleWriter
 from llmscale.train.validation import Validator
 
 
@@ -52,8 +52,8 @@ class Recipe:
     validation: BatchSource | None = None
     forgetting: BatchSource | None = None
     """Text of the corpora that `data.forgetting` names."""
-    encode_prompt: EncodePrompt | None = None
-    """How a prompt of `train.generate` becomes tokens; None: as plain text."""
+    prompting: Prompting | None = None
+    """How the model is asked for the texts of `train.generate`; None: by plain text."""
     prepare: Prepare | None = None
     """Changes the fresh model before the optimizer is made, after PEFT has."""
 
@@ -92,7 +92,7 @@ def _train(recipe: Recipe, environment: RankEnvironment, world: World) -> bool:
     )
     progress = _restore(preparation, engine, checkpointer, description)
     position = Position.of(progress) if progress else Position()
-    writer = SampleWriter.of(config, recipe.encode_prompt)
+    writer = SampleWriter.of(config, recipe.prompting)
     validator = Validator(config, engine, recipe.validation, recipe.forgetting, writer)
     validator.restore(progress)
     loop = TrainingLoop(

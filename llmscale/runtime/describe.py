@@ -1,6 +1,6 @@
 """Events, numbers and times as people read them. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -11,8 +11,9 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
     if kind == "saved":
         return f"saved step {step} in {details['seconds']:.1f} s"
     if kind == "validated":
-        loss, perplexity = details["loss"], details["perplexity"]
-        return f"validation at step {step}: loss {loss:.4f}, perplexity {perplexity:.2f}"
+        return f"validation at step {step}: " + ", ".join(validation_numbers(details))
+    if kind == "stopped_early":
+        return f"stopped early at step {step}: {details['cause']}"
     if kind in ("failed", "hanging", "straggling"):
         return f"{kind} at step {step or 0}: {_culprit(details)}{details.get('cause', '')}"
     if kind == "requeued":
@@ -27,6 +28,19 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
         return "submitted"
     about = f": {details['cause']}" if "cause" in details else ""
     return (kind if step is None else f"{kind} at step {step}") + about
+
+
+def validation_numbers(details: Mapping[str, Any]) -> Iterator[str]:
+    """What a validation found, number by number: "loss 1.2345", "perplexity 3.44", …"""
+    yield f"loss {details['loss']:.4f}"
+    if details.get("perplexity") is not None:
+        yield f"perplexity {details['perplexity']:.2f}"
+    for name, value in details.get("metrics", {}).items():
+        if isinstance(value, (int, float)):
+            yield f"{name.replace('_', ' ')} {value:.4g}"
+    forgetting = details.get("forgetting")
+    if forgetting:
+        yield f"forgetting {forgetting['score']:+.4f}"
 
 
 def _culprit(details: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ of several processes do not mix, and a line torn by a crash is closed off by the
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ Kind = Literal[
     "validated",
     "hanging",
     "straggling",
+    "stopped_early",
     "preempted",
     "failed",
     "restarted",
@@ -100,7 +101,21 @@ class EventHook(Hook):
             self.log.write("resumed", start.step, pid=os.getpid())
 
     def on_validation(self, record: ValidationRecord) -> None:
-        self.log.write("validated", record.step, loss=record.loss, perplexity=record.perplexity)
+        details: dict[str, Any] = {
+            "loss": record.loss,
+            "perplexity": record.perplexity,
+            "seconds": record.seconds,
+        }
+        if record.metrics:
+            details["metrics"] = dict(record.metrics)
+        if record.forgetting is not None:
+            details["forgetting"] = asdict(record.forgetting)
+        if record.samples:
+            details["samples"] = [asdict(sample) for sample in record.samples]
+        self.log.write("validated", record.step, **details)
+
+    def on_early_stop(self, step: int, reason: str) -> None:
+        self.log.write("stopped_early", step, cause=reason)
 
     def on_save(self, record: SaveRecord) -> None:
         self.log.write("saved", record.step, seconds=record.seconds, path=record.path)

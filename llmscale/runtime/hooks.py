@@ -8,6 +8,8 @@ Only rank 0 needs hooks that write.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import JsonValue
+
 from llmscale.control.watchdog import Phase
 
 
@@ -49,16 +51,41 @@ class StepRecord:
     tokens_per_second: float
     mfu: float | None
     """Model FLOPs a second over the peak of all devices, 0..1; None where the peak is unknown."""
-    extra: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, JsonValue] = field(default_factory=dict)
     """The task's own numbers, and `memory_bytes`."""
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """How well the model still knows what it was pretrained on."""
+
+    loss: float
+    """On held-out text of that corpus."""
+    score: float
+    """How much higher that is than before the first step."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model goes on with."""
+
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True)
 class ValidationRecord:
     step: int
+    """Steps done; 0 before the first."""
     loss: float
-    perplexity: float
+    """Mean over all that counts in the data of the task."""
+    perplexity: float | None
+    """None where the loss is not of tokens."""
     seconds: float
+    metrics: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The objective's own."""
+    forgetting: Forgetting | None = None
+    samples: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,9 @@ class Hook:
 
     def on_validation(self, record: ValidationRecord) -> None:
         """After every validation."""
+
+    def on_early_stop(self, step: int, reason: str) -> None:
+        """When a run ends before its last step because training on would not help."""
 
     def on_save(self, record: SaveRecord) -> None:
         """After a checkpoint is committed."""
@@ -113,6 +143,10 @@ class Hooks(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         for hook in self.hooks:
             hook.on_validation(record)
+
+    def on_early_stop(self, step: int, reason: str) -> None:
+        for hook in self.hooks:
+            hook.on_early_stop(step, reason)
 
     def on_save(self, record: SaveRecord) -> None:
         for hook in self.hooks:

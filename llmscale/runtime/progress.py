@@ -100,7 +100,7 @@ class Progress(Watcher):
 
     def _read(self, last: bool = False) -> None:
         for event in self.events.new():
-            if event["event"] in ("resumed", "saved", "validated"):
+            if event["event"] in ("resumed", "saved", "validated", "stopped_early"):
                 self.say(describe_event(event["event"], event["step"], event))
         for record in self.metrics.new():
             self.latest = record

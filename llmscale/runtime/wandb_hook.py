@@ -34,6 +34,8 @@ class WandbHook(Hook):
         self.folder = folder
         self.mode = mode
         self.run: Any = None
+        self.samples: list[list[Any]] = []
+        """Rows of the table: step, prompt, text."""
 
     def on_start(self, start: RunStart) -> None:
         self._attempt(self._open)
@@ -55,8 +57,26 @@ class WandbHook(Hook):
 
     def on_validation(self, record: ValidationRecord) -> None:
         if self.run is not None:
-            numbers = {"validation/loss": record.loss, "validation/perplexity": record.perplexity}
-            self._attempt(lambda: self.run.log(numbers, step=record.step))
+            self._attempt(lambda: self.run.log(self._of_validation(record), step=record.step))
+
+    def _of_validation(self, record: ValidationRecord) -> dict[str, Any]:
+        """Numbers by name, and the table of all samples so far."""
+        found: dict[str, Any] = {"validation/loss": record.loss}
+        if record.perplexity is not None:
+            found["validation/perplexity"] = record.perplexity
+        for name, value in record.metrics.items():
+            if isinstance(value, (int, float)):
+                found[f"validation/{name}"] = value
+        if record.forgetting is not None:
+            found["forgetting/loss"] = record.forgetting.loss
+            found["forgetting/score"] = record.forgetting.score
+        if record.samples:
+            import wandb  # noqa: PLC0415 -- optional, and slow to import
+
+            self.samples += [[record.step, sample.prompt, sample.text] for sample in record.samples]
+            # A table that was sent cannot be added to.
+            found["samples"] = wandb.Table(columns=["step", "prompt", "text"], data=self.samples)
+        return found
 
     def on_end(self, step: int, preempted: bool) -> None:
         if self.run is not None:

@@ -4,11 +4,8 @@ The position of a run is one number, the samples consumed; step and batch size f
 """
 
 import math
-import operator
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 from pydantic import JsonValue
 
@@ -20,9 +17,11 @@ from llmscale.data.loader import BatchSource
 from llmscale.engine import fingerprint
 from llmscale.engine.engine import Engine, StepResult
 from llmscale.runtime.final import FinalFailure
-from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord, ValidationRecord
+from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord
 from llmscale.runtime.meter import Meter
 from llmscale.runtime.preempt import agreed
+from llmscale.train.best import Best
+from llmscale.train.validation import Validator
 
 
 @dataclass
@@ -53,21 +52,23 @@ class TrainingLoop:
         config: Config,
         engine: Engine,
         training: BatchSource,
-        validation: BatchSource | None,
+        validator: Validator,
         checkpointer: Checkpointer,
         hooks: Hook,
         meter: Meter,
         position: Position,
+        best: Best,
         start: RunStart,
     ) -> None:
         self.config = config
         self.engine = engine
         self.training = training
-        self.validation = validation
+        self.validator = validator
         self.checkpointer = checkpointer
         self.hooks = hooks
         self.meter = meter
         self.position = position
+        self.best = best
         self.start = start
         self.last_step = config.train.stop_at or config.train.steps
 
@@ -75,26 +76,37 @@ class TrainingLoop:
         """Train; returns whether the run is complete (False: a signal came, and the state is saved)."""
         self.hooks.on_start(self.start)
         self.meter.start()
+        if self.position.step == 0 and self.validator.begins_at_start and self.best.validated_step is None:
+            self._save_if(self._validate() and self.config.checkpoint.keep_best)
         preempted = False
-        while self.position.step < self.last_step and not preempted:
+        while not preempted and not self._is_at_end():
             self._step()
-            if self._due(self.config.train.validate_every):
-                self._validate()
+            is_best = self.validator.is_due(self.position.step) and self._validate()
             preempted = agreed(self.engine.world.control_group)
-            if (
-                self._due(self.config.checkpoint.every)
-                and self.position.step < self.last_step
-                and not preempted
-            ):
-                self._save()
-                self.hooks.on_phase("training")
+            is_due = self._is_due_to_save() or (is_best and self.config.checkpoint.keep_best)
+            self._save_if(is_due and not preempted and not self._is_at_end())
             self._report_saves()
+        reason = self.best.reason_to_stop(self.config.train.early_stopping)
+        if reason is not None and self.position.step < self.last_step:
+            self.hooks.on_early_stop(self.position.step, reason)
+        complete = self._is_at_end()
         self._save_last()
-        self.hooks.on_end(self.position.step, preempted)
-        return self.position.step >= self.last_step
+        self.hooks.on_end(self.position.step, not complete)
+        return complete
 
-    def _due(self, every: int | None) -> bool:
+    def _is_at_end(self) -> bool:
+        """After the last step, or where training on would not help."""
+        stop = self.best.reason_to_stop(self.config.train.early_stopping)
+        return self.position.step >= self.last_step or stop is not None
+
+    def _is_due_to_save(self) -> bool:
+        every = self.config.checkpoint.every
         return every is not None and self.position.step % every == 0
+
+    def _save_if(self, is_due: bool) -> None:
+        if is_due:
+            self._save()
+            self.hooks.on_phase("training")
 
     def _step(self) -> None:
         global_batch_size = global_batch_size_at(self.config.train, self.position.samples)
@@ -132,32 +144,31 @@ class TrainingLoop:
             step_seconds=speed.step_seconds,
             tokens_per_second=speed.tokens_per_second,
             mfu=speed.mfu,
-            extra={"memory_bytes": speed.memory_bytes},
+            extra={**numbers_of(result.metrics), "memory_bytes": speed.memory_bytes},
         )
 
-    def _validate(self) -> None:
-        """Mean loss over the first `train.validation_batches` global batches of the validation data."""
-        if self.validation is None:
-            return
+    def _validate(self) -> bool:
+        """Returns whether the loss is the lowest so far."""
         self.hooks.on_phase("validating")
-        began = time.perf_counter()
-        size = self.config.train.global_batch_size
-        batches = (
-            self.validation.step_batches(number * size, size)
-            for number in range(self.config.train.validation_batches)
-        )
-        loss = reduce(operator.add, map(self.engine.evaluate, batches)).mean_loss
-        seconds = time.perf_counter() - began
-        self.hooks.on_validation(
-            ValidationRecord(self.position.step, loss, math.exp(min(loss, 700.0)), seconds)
-        )
+        record = self.validator.validate(self.position.step)
+        options = self.config.train.early_stopping
+        is_best = self.best.add(record.step, record.loss, options.min_delta if options else 0.0)
+        self.hooks.on_validation(record)
         self.meter.start()
+        return is_best
 
     def _save(self) -> None:
         self.hooks.on_phase("saving")
         found = self.engine.fingerprint()
-        progress = {**self.position.as_progress(self.engine), fingerprint.KEY: found and found.as_json()}
-        self.checkpointer.save(self.position.step, self.engine.pieces_to_save(), progress)
+        progress = {
+            **self.position.as_progress(self.engine),
+            **self.best.as_progress(),
+            **self.validator.as_progress(),
+            fingerprint.KEY: found and found.as_json(),
+        }
+        keep_best = self.config.checkpoint.keep_best and self.best.step is not None
+        kept = (self.best.step,) if keep_best else ()
+        self.checkpointer.save(self.position.step, self.engine.pieces_to_save(), progress, kept)
 
     def _save_last(self) -> None:
         """The last save must succeed: what it holds is all that is left of the run."""
@@ -171,6 +182,11 @@ class TrainingLoop:
         for outcome in self.checkpointer.poll():
             if outcome.state == "committed":
                 self.hooks.on_save(_save_record(outcome))
+
+
+def numbers_of(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Those that are one number: a step has no room for tables."""
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
 def _save_record(outcome: SaveOutcome) -> SaveRecord:

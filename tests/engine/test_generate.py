@@ -193,7 +193,7 @@ def endings(_rank: int) -> dict[str, Any]:
     streamed: list[list[int | None]] = []
     texts = generator.generate(PROMPTS, GREEDY)
     end_id = texts[2][4]
-    ended = generator.generate(PROMPTS, replace(GREEDY, end_id=end_id), streamed.append)
+    ended = generator.generate(PROMPTS, replace(GREEDY, end_ids=frozenset((end_id,))), streamed.append)
     long = generator.generate([PROMPTS[0] * 5, PROMPTS[1]], replace(GREEDY, max_new_tokens=200))
     errors = []
     for prompts in ([], [[]], [[1] * POSITIONS]):
