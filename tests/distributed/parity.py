@@ -155,12 +155,18 @@ def randomise_vectors(engine: Engine) -> None:
 
 
 @torch.no_grad()
-def prepare_peft(chunks: Sequence[LanguageModel], config: Config) -> None:
-    """`tune` for a base whose norms and biases are at random; what it starts at 0 is at random too."""
+def randomise_base(chunks: Sequence[LanguageModel]) -> None:
+    """`randomise_vectors` of a model that nothing has been done to yet."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             if parameter.dim() == 1:
                 _randomise(chunk, name, around=float("norm" in name and name.endswith("weight")))
+
+
+@torch.no_grad()
+def prepare_peft(chunks: Sequence[LanguageModel], config: Config) -> None:
+    """`tune` for a base whose norms and biases are at random; what it starts at 0 is at random too."""
+    randomise_base(chunks)
     tune(chunks, config.peft, config.train.seed)
     for chunk in chunks:
         for name in chunk.added:
