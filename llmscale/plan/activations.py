@@ -26,7 +26,10 @@ def activation_bytes(config: Config, stage: int, width: int, logits: int) -> int
 
 
 def logits_bytes(config: Config, vocabulary_size: int, width: int) -> int:
-    """Logits on a rank of the last stage, whose place their gradient takes, and the fp32 rows of the loss."""
+    """Logits on a rank of the last stage, whose place their gradient takes, and the fp32 rows of the loss.
+    Scores of a head are next to nothing."""
+    if config.outputs is not None:
+        return 0
     tensor = config.parallel.tensor
     columns = padded_vocabulary_size(vocabulary_size, tensor) // tensor
     tokens = config.train.micro_batch_size * config.train.sequence_length // config.parallel.context

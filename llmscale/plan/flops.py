@@ -3,14 +3,19 @@
 from llmscale.config.schema import ModelSection
 
 
-def flops_per_token(model: ModelSection, sequence_length: int, vocabulary_size: int) -> float:
+def flops_per_token(
+    model: ModelSection, sequence_length: int, vocabulary_size: int, outputs: int | None = None
+) -> float:
     """Forward and backward operations a token, a multiply-add counted as two.
 
     Matrix products only, with the true vocabulary size and causal attention at what it needs: each token
     sees the tokens before it and itself. Nothing computed twice (recomputation, padding) is counted, so
     utilisation never rises by doing needless work. The backward pass costs twice the forward pass.
+
+    `outputs`: of a head in place of the output.
     """
-    return 3 * forward_flops_per_token(model, sequence_length, vocabulary_size)
+    columns = vocabulary_size if outputs is None else outputs
+    return 3 * forward_flops_per_token(model, sequence_length, columns)
 
 
 def forward_flops_per_token(model: ModelSection, sequence_length: int, vocabulary_size: int) -> float:

@@ -29,7 +29,7 @@ class RankMemory:
     weights: int
     gradients: int
     optimizer: int
-    """fp32 weights and moments."""
+    """fp32 weights, moments and, for a distance penalty, the weights that training started from."""
     buffers: int
     """Buckets for communication, and the weights that ZeRO-3 has gathered."""
     activations: int
@@ -61,14 +61,21 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
     """One rank of pipeline stage `stage`. All tensor and data ranks of a stage need the same."""
     parallel, zero, train = config.parallel, config.zero, config.train
     count = stage_parameters(
-        config.model, vocabulary_size, train.sequence_length, parallel.tensor, parallel.pipeline, stage
+        config.model,
+        vocabulary_size,
+        train.sequence_length,
+        parallel.tensor,
+        parallel.pipeline,
+        stage,
+        config.outputs,
     )
     width, state_width = WIDTH[train.precision], STATE_WIDTH[train.precision]
     replicas = config.data_parallel * parallel.context
     own = -(-count.total // replicas)
     weights = (own if zero.stage == 3 else count.total) * width
     gradients = (count.total if zero.stage == 1 else own) * state_width
-    optimizer = own * state_width * config.has_partitions + 2 * count.total * state_width // replicas
+    kept = 3 if config.optimizer.distance_penalty else 2  # the moments, and where training started
+    optimizer = own * state_width * config.has_partitions + kept * count.total * state_width // replicas
     has_no_bucket = not config.has_partitions or (zero.stage == 1 and train.precision == "bf16")
     host = 0
     if zero.offload.optimizer != "none":

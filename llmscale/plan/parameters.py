@@ -56,39 +56,52 @@ def layer_parameters(model: ModelSection, tensor: int = 1) -> ParameterCount:
 
 
 def stage_parameters(
-    model: ModelSection, vocabulary_size: int, sequence_length: int, tensor: int, pipeline: int, stage: int
+    model: ModelSection,
+    vocabulary_size: int,
+    sequence_length: int,
+    tensor: int,
+    pipeline: int,
+    stage: int,
+    outputs: int | None = None,
 ) -> ParameterCount:
     """One tensor rank of pipeline stage `stage`, vocabulary padding included.
 
     The first stage holds the embeddings, the last one the final norm and the output; where embedding and
-    output are tied but on two stages, both hold the matrix.
+    output are tied but on two stages, both hold the matrix. A head of so many `outputs` in place of the
+    output is on every tensor rank.
     """
     hidden = model.hidden_size
     first, last = stage == 0, stage == pipeline - 1
     vocabulary = padded_vocabulary_size(vocabulary_size, tensor) // tensor * hidden
     positions = _learned_positions(model, sequence_length) * hidden
-    shares_matrix = model.tie_embeddings_or_default and pipeline == 1
+    output = 0 if model.tie_embeddings_or_default and pipeline == 1 else vocabulary
+    if outputs is not None:
+        output = outputs * hidden
     ends = ParameterCount(
         embedding=vocabulary if first else 0,
         positions=positions if first else 0,
         norms=_norm_size(model) if last else 0,
-        output=vocabulary if last and not shares_matrix else 0,
+        output=output if last else 0,
     )
     return layer_parameters(model, tensor).times(model.layers // pipeline) + ends
 
 
-def model_parameters(model: ModelSection, vocabulary_size: int, sequence_length: int) -> ParameterCount:
+def model_parameters(
+    model: ModelSection, vocabulary_size: int, sequence_length: int, outputs: int | None = None
+) -> ParameterCount:
     """The whole model in its true shapes: what its model card says.
 
-    `sequence_length` counts only where gpt2's `max_positions` is left out.
+    `sequence_length` counts only where gpt2's `max_positions` is left out. `outputs`: of a head in place of
+    the output.
     """
     hidden = model.hidden_size
     vocabulary = vocabulary_size * hidden
+    output = 0 if model.tie_embeddings_or_default else vocabulary
     return layer_parameters(model).times(model.layers) + ParameterCount(
         embedding=vocabulary,
         positions=_learned_positions(model, sequence_length) * hidden,
         norms=_norm_size(model),
-        output=0 if model.tie_embeddings_or_default else vocabulary,
+        output=output if outputs is None else outputs * hidden,
     )
 
 

@@ -31,7 +31,7 @@ class Amounts:
 
 def amounts(config: Config, vocabulary_size: int) -> Amounts:
     model, train, parallel = config.model, config.train, config.parallel
-    parameters = model_parameters(model, vocabulary_size, train.sequence_length).total
+    parameters = model_parameters(model, vocabulary_size, train.sequence_length, config.outputs).total
     tokens_per_step = train.global_batch_size * train.sequence_length
     return Amounts(
         parameters=parameters,
@@ -39,7 +39,7 @@ def amounts(config: Config, vocabulary_size: int) -> Amounts:
         bubble=bubble(microbatches(config), parallel.pipeline, parallel.interleave),
         tokens_per_step=tokens_per_step,
         tokens=tokens_per_step * train.steps,
-        flops_per_token=flops_per_token(model, train.sequence_length, vocabulary_size),
+        flops_per_token=flops_per_token(model, train.sequence_length, vocabulary_size, config.outputs),
         checkpoint_bytes=parameters * CHECKPOINT_BYTES_PER_PARAMETER,
     )
 
