@@ -4,7 +4,7 @@ A folder of flat files, written once and mapped into memory by every rank.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from llmscale.data.row import Row
 from llmscale.parallel.rng import derived_seed
 
 INFO = "info.json"
+STARTS, TOKENS, LEARNED, TARGETS = "starts.npy", "tokens.bin", "learned.bin", "targets.npy"
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class ExampleSet:
 
     def __init__(self, folder: Path) -> None:
         self.info: dict[str, JsonValue] = json.loads((folder / INFO).read_bytes())
-        self._starts = np.load(folder / "starts.npy", mmap_mode="r")
-        self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        self._learned = np.load(folder / "learned.npy", mmap_mode="r")
-        targets = folder / "targets.npy"
+        self._starts = np.load(folder / STARTS, mmap_mode="r")
+        self._tokens = _mapped(folder / TOKENS, np.int32, int(self._starts[-1]))
+        self._learned = _mapped(folder / LEARNED, np.bool_, int(self._starts[-1]))
+        targets = folder / TARGETS
         self._targets = np.load(targets, mmap_mode="r") if targets.is_file() else None
 
     def __len__(self) -> int:
@@ -61,21 +62,41 @@ class ExampleSet:
         return Example(self._tokens[start:stop], self._learned[start:stop], target)
 
 
-def write_examples(examples: Iterable[Example], folder: Path, info: Mapping[str, JsonValue]) -> None:
-    """Write `folder`, which appears whole or not at all."""
-    found = list(examples)
-    starts = np.zeros(len(found) + 1, np.int64)
-    np.cumsum([len(example.tokens) for example in found], out=starts[1:])
+def _mapped(file: Path, dtype: type[np.generic], length: int) -> np.ndarray:
+    """
+    Raises:
+        ValueError: the file has not `length` numbers.
+    """
+    if file.stat().st_size != length * np.dtype(dtype).itemsize:
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, not those of {length:,} tokens")
+    return np.memmap(file, dtype, "r") if length else np.zeros(0, dtype)
+
+
+def write_examples(
+    examples: Iterable[Example],
+    folder: Path,
+    info: Mapping[str, JsonValue] | Callable[[], Mapping[str, JsonValue]],
+) -> None:
+    """Write `folder`, which appears whole or not at all.
+
+    Args:
+        info: of the examples; a function is asked after the last of them.
+    """
+    lengths, targets = [], []
     with replace_folder(folder) as unfinished:
-        np.save(unfinished / "starts.npy", starts)
-        empty = np.zeros(0, np.int32)
-        tokens = np.concatenate([empty, *(example.tokens for example in found)])
-        np.save(unfinished / "tokens.npy", tokens.astype(np.int32))
-        learned = np.concatenate([empty, *(example.learned for example in found)])
-        np.save(unfinished / "learned.npy", learned.astype(bool))
-        if found and found[0].target is not None:
-            np.save(unfinished / "targets.npy", np.array([example.target for example in found], np.float64))
-        (unfinished / INFO).write_text(json.dumps(dict(info), indent=2) + "\n")
+        with (unfinished / TOKENS).open("wb") as tokens, (unfinished / LEARNED).open("wb") as learned:
+            for example in examples:
+                tokens.write(example.tokens.astype(np.int32).tobytes())
+                learned.write(example.learned.astype(bool).tobytes())
+                lengths.append(len(example.tokens))
+                targets += [] if example.target is None else [example.target]
+        starts = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        np.save(unfinished / STARTS, starts)
+        if targets:
+            np.save(unfinished / TARGETS, np.array(targets, np.float64))
+        facts = info() if callable(info) else info
+        (unfinished / INFO).write_text(json.dumps(dict(facts), indent=2) + "\n")
 
 
 class ExampleRows:

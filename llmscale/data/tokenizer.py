@@ -59,15 +59,29 @@ def end_of_document_id(path: Path) -> int:
 
 def special_token_ids(path: Path) -> dict[str, int | None]:
     """Ids of the tokens that begin, end and pad a text, as a `config.json` names them; or None."""
-    file = path / "tokenizer_config.json"
-    names = json.loads(file.read_bytes()) if file.is_file() else {}
-    encoder = open_encoder(path)
+    names, encoder = special_tokens(path), open_encoder(path)
     ids: dict[str, int | None] = {}
     for kind in ("bos", "eos", "pad"):
         token = names.get(f"{kind}_token")
-        token = token.get("content") if isinstance(token, dict) else token
         ids[f"{kind}_token_id"] = None if token is None else encoder.token_to_id(token)
     return ids
+
+
+def special_tokens(path: Path) -> dict[str, str]:
+    """`bos_token`, `eos_token` and what else `tokenizer_config.json` names so, as text."""
+    tree = _tokenizer_config(path)
+    named = {key: tree.get(key) for key in tree if key.endswith("_token")}
+    texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in named.items()}
+    return {key: text for key, text in texts.items() if isinstance(text, str)}
+
+
+def adds_bos(path: Path) -> bool:
+    """Whether texts of this tokenizer begin with its BOS."""
+    bos = special_token_ids(path)["bos_token_id"]
+    said = _tokenizer_config(path).get("add_bos_token")
+    if bos is None or isinstance(said, bool):
+        return bos is not None and bool(said)
+    return open_encoder(path).encode("", add_special_tokens=True).ids[:1] == [bos]
 
 
 def open_encoder(path: Path) -> Tokenizer:
@@ -83,6 +97,11 @@ def open_encoder(path: Path) -> Tokenizer:
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    file = path / "tokenizer_config.json"
+    return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
 def _tokenizer_file(path: Path) -> Path:

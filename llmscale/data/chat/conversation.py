@@ -1,12 +1,14 @@
-"""Records as they come, and as what is trained on: a conversation, a prompt with its completion, or plain text."""
+"""What a record holds: a conversation, a prompt with its completion, or plain text."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmscale.data.records import Record
+
 Message = Mapping[str, Any]
 """`role`, `content`, and what else the chat template knows (tool_calls, name, …)."""
-Record = Mapping[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -39,8 +41,8 @@ class Text:
 
 
 def read_record(record: Record, fields: Mapping[str, str]) -> Conversation | Completion | Text:
-    """What the record holds, told by its fields: `messages` (and `tools`), `prompt` and `completion` (texts, or
-    lists of messages), `instruction`, `input` and `output`, or `text`.
+    """What the record holds, told by its fields: `messages` (and `tools`), `prompt` and `completion` (texts,
+    or lists of messages), `instruction`, `input` and `output`, or `text`.
 
     Args:
         fields: what those fields are called in the record, where it is not by these names.
@@ -60,8 +62,8 @@ def read_record(record: Record, fields: Mapping[str, str]) -> Conversation | Com
     if found["text"] is not None:
         return Text(_text("text", found["text"]))
     raise BadRecord(
-        f"has the fields {', '.join(record) or '(none)'}: none of messages, prompt and completion, instruction and "
-        "output, or text; data.train[].fields says what they are called"
+        f"has the fields {', '.join(record) or '(none)'}: none of messages, prompt and completion, "
+        "instruction and output, or text; data.train[].fields says what they are called"
     )
 
 
@@ -83,13 +85,45 @@ def _asked(question: str, answer: str) -> Conversation:
 def _messages(name: str, value: Any) -> tuple[Message, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise BadRecord(f"{name} is no list of messages")
-    for place, message in enumerate(value):
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            raise BadRecord(f"{name}[{place}] has no role of {', '.join(ROLES)}")
-        content = message.get("content")
-        if not isinstance(content, (str, list)) and not message.get("tool_calls"):
-            raise BadRecord(f"{name}[{place}] has neither a content nor tool_calls")
-    return tuple(value)
+    return tuple(_message(f"{name}[{place}]", message) for place, message in enumerate(value))
+
+
+def _message(name: str, message: Any) -> Message:
+    """As chat templates expect it: a text as content, and no key without a value (a table has all keys in all
+    rows)."""
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        raise BadRecord(f"{name} has no role of {', '.join(ROLES)}")
+    calls = message.get("tool_calls")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(name, part) for part in content)
+    if not isinstance(content, str) and not calls:
+        raise BadRecord(f"{name} has neither a content nor tool_calls")
+    known = {key: value for key, value in message.items() if value is not None}
+    if calls:
+        known["tool_calls"] = [_call(name, call) for call in calls]
+    return {**known, "content": content}
+
+
+def _part(name: str, part: Any) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    raise BadRecord(f"{name} has content that is no text, which this model cannot read")
+
+
+def _call(name: str, call: Any) -> Mapping[str, Any]:
+    """Arguments as an object, which templates write as JSON; often they come as JSON in a text."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRecord(f"{name} has a tool call without the name of a function")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        called = {**function, "arguments": json.loads(arguments)}
+    except ValueError:
+        raise BadRecord(f"{name} has a tool call whose arguments are not JSON") from None
+    return {**call, "function": called} if "function" in call else called
 
 
 def _tools(value: Any) -> Sequence[Mapping[str, Any]] | None:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import datasets
+from pydantic import JsonValue
 
+from llmscale.data.records import Record, RecordSource, Unreadable
 from llmscale.data.sources import BadText, Part, SourceOptions
 
 ROWS = 10_000
@@ -29,6 +31,32 @@ class DatasetRows:
         for start in range(self.start, self.stop, 1000):
             batch = rows[start : min(start + 1000, self.stop)][self.text_key]
             yield from (text or "" for text in batch)
+
+
+@dataclass(frozen=True)
+class DatasetRecords:
+    """Rows of a split, as objects."""
+
+    name: str
+    split: str
+
+    @property
+    def identity(self) -> JsonValue:
+        return [self.name, self.split, _load(self.name, self.split)._fingerprint]
+
+    def __len__(self) -> int:
+        return len(_load(self.name, self.split))
+
+    def __iter__(self) -> Iterator[tuple[int, Record | Unreadable]]:
+        for number, record in enumerate(_load(self.name, self.split), start=1):
+            assert isinstance(record, dict)
+            yield number, record
+
+
+def records_of_dataset(name: str) -> RecordSource:
+    name, _, split = name.partition(":")
+    _load(name, split or "train")
+    return DatasetRecords(name, split or "train")
 
 
 def parts_of_dataset(name: str, options: SourceOptions) -> list[Part]:

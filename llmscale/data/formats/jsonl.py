@@ -3,10 +3,13 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
+from llmscale.data.records import Record, RecordSource, Unreadable, file_identity
 from llmscale.data.sources import PART_BYTES, BadText, Part, SourceOptions
 
 
@@ -45,11 +48,35 @@ class CompressedJsonLines:
     text_key: str
 
     def documents(self) -> Iterator[str | None]:
-        try:
-            with gzip.open(self.file, "rb") as lines:
-                yield from texts_of_lines(lines, self.text_key, self.file)
-        except (EOFError, zlib.error, OSError) as error:
-            raise BadText(f"{self.file} is damaged: {error}") from None
+        yield from texts_of_lines(_compressed_lines(Path(self.file)), self.text_key, self.file)
+
+
+@dataclass(frozen=True)
+class RecordLines:
+    """Objects, one a line."""
+
+    file: Path
+    lines: Callable[[Path], Iterator[bytes]]
+
+    @property
+    def identity(self) -> JsonValue:
+        return file_identity(self.file)
+
+    def __len__(self) -> int:
+        return sum(1 for line in self.lines(self.file) if line.strip())
+
+    def __iter__(self) -> Iterator[tuple[int, Record | Unreadable]]:
+        for number, line in enumerate(self.lines(self.file), start=1):
+            if line.strip():
+                yield number, _record(line)
+
+
+def records_of_file(file: Path) -> RecordSource:
+    return RecordLines(file, _lines)
+
+
+def records_of_compressed(file: Path) -> RecordSource:
+    return RecordLines(file, _compressed_lines)
 
 
 def parts_of_file(file: Path, options: SourceOptions) -> list[Part]:
@@ -83,3 +110,26 @@ def texts_of_lines(lines: Iterable[bytes], text_key: str, place: str) -> Iterato
         if not isinstance(text, str):
             raise BadText(f"{place}, line {number} from there: has no text in {text_key!r}; see --text-key")
         yield text
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as lines:
+        yield from lines
+
+
+def _compressed_lines(file: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(file, "rb") as lines:
+            yield from lines
+    except (EOFError, zlib.error, OSError) as error:
+        raise BadText(f"{file} is damaged: {error}") from None
+
+
+def _record(line: bytes) -> Record | Unreadable:
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError:
+        return Unreadable("is not UTF-8 text")
+    except ValueError as error:
+        return Unreadable(f"is not JSON: {error}")
+    return record if isinstance(record, dict) else Unreadable("is no JSON object")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+from pydantic import JsonValue
 
+from llmscale.data.records import Record, RecordSource, Unreadable, file_identity
 from llmscale.data.sources import PART_BYTES, BadText, Part, SourceOptions
 
 
@@ -29,6 +31,39 @@ class RowGroups:
                     yield from (text or "" for text in batch.column(0).to_pylist())
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise BadText(f"{self.file} is damaged: {error}") from None
+
+
+@dataclass(frozen=True)
+class RecordRows:
+    """Rows of a file, as objects."""
+
+    file: Path
+
+    @property
+    def identity(self) -> JsonValue:
+        return file_identity(self.file)
+
+    def __len__(self) -> int:
+        return pyarrow.parquet.read_metadata(self.file).num_rows
+
+    def __iter__(self) -> Iterator[tuple[int, Record | Unreadable]]:
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(self.file) as table:
+                for batch in table.iter_batches(1024):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield number, record
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise BadText(f"{self.file} is damaged: {error}") from None
+
+
+def records_of_file(file: Path) -> RecordSource:
+    try:
+        pyarrow.parquet.read_metadata(file)
+    except pyarrow.ArrowInvalid as error:
+        raise BadText(f"is no parquet file, or damaged: {error}") from None
+    return RecordRows(file)
 
 
 def parts_of_file(file: Path, options: SourceOptions) -> list[Part]:
