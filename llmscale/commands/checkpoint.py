@@ -16,6 +16,7 @@ from llmscale.checkpoint.store import Checkpoint, inspect, locate, size_faults, 
 from llmscale.commands.exchange import export_command, import_command
 from llmscale.commands.quiet import silence_import_warnings
 from llmscale.config.problems import InputError, Problem
+from llmscale.train.best import best_step
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("export")(export_command)
@@ -37,8 +38,13 @@ def list_command(target: Target, root: Root = Path("runs")) -> None:
     table = Table(
         "step", "size", "age", "ranks", "layout", "state", box=None, pad_edge=False, header_style="bold"
     )
-    for found in _find(target, root):
-        table.add_row(str(found.step), *_row(found))
+    stored = _find(target, root)
+    best = _best_step(stored)
+    for found in stored:
+        *facts, state = _row(found)
+        if found.step == best:
+            state = Text.assemble(state, ", best")
+        table.add_row(str(found.step), *facts, state)
     Console().print(table)
 
 
@@ -112,6 +118,12 @@ def _find(target: Path, root: Path) -> list[Checkpoint]:
         raise InputError([Problem("RUN|CHECKPOINT", target, str(error))]) from error
     # A single checkpoint is judged by the history of the run that it lies in, too.
     return [inspect(one.path, read_epochs(one.path.parent)) for one in found]
+
+
+def _best_step(stored: list[Checkpoint]) -> int | None:
+    """Step of the lowest validation loss, as the newest committed checkpoint knows it."""
+    known = [found.manifest.progress for found in stored if found.state == "committed" and found.manifest]
+    return best_step(known[-1]) if known else None
 
 
 def _row(found: Checkpoint) -> tuple[str | Text, ...]:

@@ -88,6 +88,36 @@ def generating_layout(config: Config) -> Iterator[Problem]:
         yield Problem("train.generate", "{…}", message)
 
 
+def samples_have_a_tokenizer(config: Config) -> Iterator[Problem]:
+    if config.train.generate is not None and config.tokenizer.path is None:
+        message = "makes texts of tokens; set tokenizer.path"
+        yield Problem("train.generate", "{…}", message)
+
+
+def forgetting_is_held_out(config: Config) -> Iterator[Problem]:
+    """What tells of forgetting must be text that nothing is trained on."""
+    data = config.data
+    if not data.forgetting:
+        return
+    if not data.split[1]:
+        message = "leaves nothing that could tell of forgetting; raise the second share"
+        yield Problem("data.split", list(data.split), message)
+    trained_whole = [entry.path for entry in data.train] if data.validation else []
+    for place, entry in enumerate(data.forgetting):
+        if config.task == "pretrain" and entry.path in trained_whole:
+            message = (
+                "is trained on whole, as data.validation names other corpora; leave data.validation out, so "
+                "that data.split holds a part of it back"
+            )
+            yield Problem(f"data.forgetting.{place}.path", entry.path, message)
+
+
+def start_is_in_memory(config: Config) -> Iterator[Problem]:
+    if config.optimizer.distance_penalty and config.zero.offload.optimizer == "nvme":
+        message = "keeps the starting weights where the moments are, and nvme has no place for them; use cpu"
+        yield Problem("optimizer.distance_penalty", config.optimizer.distance_penalty, message)
+
+
 RULES = (
     peft_keys_belong,
     peft_has_a_base,
@@ -95,4 +125,7 @@ RULES = (
     sections_of_task,
     validations_are_made,
     generating_layout,
+    samples_have_a_tokenizer,
+    forgetting_is_held_out,
+    start_is_in_memory,
 )

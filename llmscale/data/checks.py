@@ -13,6 +13,7 @@ from llmscale.data.corpus import (
     documents_of_split,
     read_index,
     read_info,
+    share_of_documents,
 )
 from llmscale.data.tokenizer import tokenizer_hash, vocabulary_size
 
@@ -25,7 +26,7 @@ def check_data(config: Config) -> list[Problem]:
         for place, entry in enumerate(entries):
             key = f"data.{section}.{place}.path"
             problems += _corpus_problems(config, section, key, entry, tokenizer)
-    return problems
+    return problems + list(_known_text_problems(config, tokenizer))
 
 
 def resolved_vocabulary_size(config: Config) -> int:
@@ -58,18 +59,50 @@ def _tokenizer_problems(config: Config) -> Iterator[Problem]:
         )
 
 
+def _known_text_problems(config: Config, tokenizer: str | None) -> Iterator[Problem]:
+    """Of the corpora that are replayed, and of those that tell what is forgotten."""
+    replay = config.data.replay
+    wanted = [] if replay is None else [("data.replay.corpus.path", replay.corpus, "train")]
+    wanted += [
+        (f"data.forgetting.{place}.path", entry, "validation")
+        for place, entry in enumerate(config.data.forgetting)
+    ]
+    for key, entry, split in wanted:
+        found = _read(key, entry)
+        if isinstance(found, Problem):
+            yield found
+            continue
+        index, info = found
+        yield from (
+            Problem(key, entry.path, message) for message in _mismatches(config, index, info, tokenizer)
+        )
+        documents = share_of_documents(len(index.lengths), config.data.split, split)
+        tokens, needed = int(index.lengths[documents].sum(dtype=np.int64)), 2
+        if split == "train":
+            needed = config.train.sequence_length + 1
+        if tokens < needed:
+            message = f"its {split} share by data.split has {tokens:,} tokens, and {needed:,} are needed"
+            yield Problem(key, entry.path, message)
+
+
 def _corpus_problems(
     config: Config, section: str, key: str, entry: CorpusEntry, tokenizer: str | None
 ) -> Iterator[Problem]:
-    try:
-        index = read_index(entry.path)
-        info = read_info(entry.path)
-    except CorpusDamaged as error:
-        hint = "; write the path without its suffix" if entry.path.suffix in (".bin", ".idx", ".json") else ""
-        yield Problem(key, entry.path, f"{error}{hint or '; make it with `llmscale data tokenize`'}")
+    found = _read(key, entry)
+    if isinstance(found, Problem):
+        yield found
         return
+    index, info = found
     yield from (Problem(key, entry.path, message) for message in _mismatches(config, index, info, tokenizer))
     yield from (Problem(key, entry.path, message) for message in _too_small(config, section, index))
+
+
+def _read(key: str, entry: CorpusEntry) -> tuple[CorpusIndex, CorpusInfo] | Problem:
+    try:
+        return read_index(entry.path), read_info(entry.path)
+    except CorpusDamaged as error:
+        hint = "; write the path without its suffix" if entry.path.suffix in (".bin", ".idx", ".json") else ""
+        return Problem(key, entry.path, f"{error}{hint or '; make it with `llmscale data tokenize`'}")
 
 
 def _mismatches(config: Config, index: CorpusIndex, info: CorpusInfo, tokenizer: str | None) -> Iterator[str]:

@@ -104,16 +104,22 @@ def check_resume(config: Config, folder: Path, committed_step: int | None) -> li
     if config.checkpoint.resume == "never" or not (folder / CONFIG_NAME).exists():
         return []
     before = read_resolved(folder / CONFIG_NAME)
-    return [
+    at = f"in the checkpoint of step {committed_step}"
+    problems = [
         Problem(
             key,
             _brief(_value(config, key)),
-            f"is {_brief(_value(before, key))} in the checkpoint of step {committed_step}; set it back, "
-            f"or start a new run.name with train.init_from={folder}",
+            f"is {_brief(_value(before, key))} {at}; set it back, or start a new run.name with "
+            f"train.init_from={folder}",
         )
         for key in FIXED
         if _value(config, key) != _value(before, key)
     ]
+    penalty, known = config.optimizer.distance_penalty, before.optimizer.distance_penalty
+    if bool(penalty) != bool(known):
+        message = f"is {known} {at}, and with it the starting weights come and go; set it back, or"
+        problems.append(Problem("optimizer.distance_penalty", penalty, f"{message} start a new run.name"))
+    return problems
 
 
 def write_config(config: Config, folder: Path) -> None:

@@ -34,7 +34,7 @@ class WandbHook(Hook):
         self.folder = folder
         self.mode = mode
         self.run: Any = None
-        self.samples: list[list[Any]] = []
+        self.samples: list[tuple[int, str, str]] = []
         """Rows of the table: step, prompt, text."""
 
     def on_start(self, start: RunStart) -> None:
@@ -73,9 +73,11 @@ class WandbHook(Hook):
         if record.samples:
             import wandb  # noqa: PLC0415 -- optional, and slow to import
 
-            self.samples += [[record.step, sample.prompt, sample.text] for sample in record.samples]
+            self.samples += [(record.step, sample.prompt, sample.text) for sample in record.samples]
             # A table that was sent cannot be added to.
-            found["samples"] = wandb.Table(columns=["step", "prompt", "text"], data=self.samples)
+            found["samples"] = wandb.Table(columns=["step", "prompt", "text"])
+            for row in self.samples:
+                found["samples"].add_data(*row)
         return found
 
     def on_end(self, step: int, preempted: bool) -> None:

@@ -166,9 +166,14 @@ class TrainingLoop:
             **self.validator.as_progress(),
             fingerprint.KEY: found and found.as_json(),
         }
-        keep_best = self.config.checkpoint.keep_best and self.best.step is not None
-        kept = (self.best.step,) if keep_best else ()
-        self.checkpointer.save(self.position.step, self.engine.pieces_to_save(), progress, kept)
+        self.checkpointer.save(
+            self.position.step, self.engine.pieces_to_save(), progress, self._steps_to_keep()
+        )
+
+    def _steps_to_keep(self) -> list[int]:
+        if self.best.step is None or not self.config.checkpoint.keep_best:
+            return []
+        return [self.best.step]
 
     def _save_last(self) -> None:
         """The last save must succeed: what it holds is all that is left of the run."""

@@ -34,7 +34,7 @@ class Prompting:
 
 @dataclass(frozen=True)
 class SampleWriter:
-    """Writes a text for each prompt, always with the same draws: from step to step the weights alone differ."""
+    """Writes a text for each prompt, always with the same draws: only the weights change."""
 
     prompts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
