@@ -63,6 +63,21 @@ class Agreement:
             raise CheckpointError("; ".join(errors))
         return list(dict.fromkeys(fault for one in everyone for fault in one["faults"]))
 
+    def require(self, work: Callable[[], object]) -> None:
+        """All ranks do it, or all raise.
+
+        Raises:
+            CheckpointError: it went wrong on some rank.
+        """
+
+        def without_faults() -> list[str]:
+            work()
+            return []
+
+        faults = self.attempt(without_faults)
+        if faults:
+            raise DamagedCheckpoint("; ".join(faults))
+
     def _gather(self, mine: Any) -> list[Any]:
         """All ranks' values on rank 0, nothing elsewhere."""
         if self.world_size == 1:

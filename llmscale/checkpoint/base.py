@@ -52,12 +52,12 @@ class Base:
     def check(self) -> None:
         """
         Raises:
-            CheckpointError: it has gone, or is not what it was.
+            DamagedCheckpoint: it has gone, or is not what it was.
         """
         if not self.path.is_dir():
-            raise CheckpointError(f"{self.path}, which it was trained on, has gone: put it back there")
+            raise DamagedCheckpoint(f"{self.path}, which it was trained on, has gone: put it back there")
         if identity_of(self.path) != self.identity:
-            raise CheckpointError(
+            raise DamagedCheckpoint(
                 f"{self.path}, which it was trained on, has other weights now: put the former ones back there"
             )
 

@@ -45,7 +45,7 @@ def begin_from(
     if agreement.decide(None, lambda _: is_hugging_face_folder(path)):
         _from_folder(path, pieces, agreement, vocabulary_tensors)
         return
-    merged = agreement.decide(None, lambda _: _on_a_base(path))
+    merged = agreement.decide(None, lambda _: newest_on_a_base(path))
     if merged is not None:
         _from_merged(Path(merged), pieces, agreement, vocabulary_tensors)
         return
@@ -58,8 +58,8 @@ def begin_from(
     grown = {piece.name for piece, stored in zip(pieces, old) if piece is not stored}
     with TensorFiles.of_checkpoint(loaded.path, manifest) as source:
         # Their mean takes rows that this rank has not loaded, so not hashed either.
-        _attempt(agreement, lambda: verify_tensors(loaded.path, manifest, grown) if grown else None)
-        _attempt(agreement, lambda: _fill_new_rows(source, pieces))
+        agreement.require(lambda: verify_tensors(loaded.path, manifest, grown) if grown else None)
+        agreement.require(lambda: _fill_new_rows(source, pieces))
 
 
 def _stored_rows(path: Path, names: Sequence[str]) -> dict[str, int]:
@@ -82,7 +82,7 @@ def _old_rows(piece: Piece, rows: int) -> int:
     return min(max(0, rows - piece.start[0]), piece.data.shape[0])
 
 
-def _on_a_base(path: Path) -> str | None:
+def newest_on_a_base(path: Path) -> str | None:
     """The newest committed checkpoint, if it holds only what was trained on top of a base."""
     newest = newest_committed(path)
     if newest is None or newest.manifest is None or Base.in_description(newest.manifest.description) is None:
@@ -94,7 +94,7 @@ def _from_merged(
     checkpoint: Path, pieces: Sequence[Piece], agreement: Agreement, vocabulary_tensors: Sequence[str]
 ) -> None:
     manifest = manifest_of(checkpoint)
-    _attempt(agreement, lambda: verify_weights(checkpoint, manifest) if agreement.rank == 0 else None)
+    agreement.require(lambda: verify_weights(checkpoint, manifest) if agreement.rank == 0 else None)
     _fill(lambda: open_weights(checkpoint, manifest), checkpoint, pieces, agreement, vocabulary_tensors)
 
 
@@ -122,8 +122,8 @@ def _fill(
         everyone = agreement.decide(mine, lambda ranks: [problem for rank in ranks for problem in rank])
         if everyone:
             raise InputError([Problem(*problem) for problem in dict.fromkeys(map(tuple, everyone))])
-        _attempt(agreement, lambda: _fill_old_rows(sources[0], pieces))
-        _attempt(agreement, lambda: _fill_new_rows(sources[0], pieces))
+        agreement.require(lambda: _fill_old_rows(sources[0], pieces))
+        agreement.require(lambda: _fill_new_rows(sources[0], pieces))
 
 
 def _problems_of(work: Callable[[], None]) -> list[Problem]:
@@ -145,22 +145,6 @@ def _misfits(
     if tensor.shape != piece.shape and not (may_grow and tensor.shape[1:] == piece.shape[1:]):
         message = f"has this shape in {path} and {list(piece.shape)} in the model"
         yield Problem(piece.name, list(tensor.shape), message)
-
-
-def _attempt(agreement: Agreement, work: Callable[[], None]) -> None:
-    """All ranks do it, or all raise.
-
-    Raises:
-        CheckpointError: it went wrong on some rank.
-    """
-
-    def without_faults() -> list[str]:
-        work()
-        return []
-
-    faults = agreement.attempt(without_faults)
-    if faults:
-        raise DamagedCheckpoint("; ".join(faults))
 
 
 @torch.no_grad()

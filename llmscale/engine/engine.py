@@ -199,8 +199,14 @@ class Engine:
 
     def fingerprint(self) -> Fingerprint | None:
         """What the model says to one fixed batch; None where that is not finite. Changes nothing."""
-        length = self.config.train.sequence_length
-        return take_fingerprint(self.scheduled, self.world, self.objective, self.vocabulary_size, length)
+        return take_fingerprint(
+            self.scheduled,
+            self.world,
+            self.objective,
+            self.vocabulary_size,
+            self.config.train.sequence_length,
+            self.config.peft.placeholders,
+        )
 
     def _forward_backward(
         self,

@@ -43,7 +43,7 @@ class Fingerprint:
 
     seed: str
     sequence_length: int
-    """The model's, of which at most `MOST_TOKENS` tokens are used."""
+    """The model's, of which at most `MOST_TOKENS` tokens are used, and virtual ones before them."""
     vocabulary_size: int
     loss: float
     """Mean over the tokens."""
@@ -73,6 +73,7 @@ def take_fingerprint(
     objective: Objective,
     vocabulary_size: int,
     sequence_length: int,
+    placeholders: int = 0,
 ) -> Fingerprint | None:
     """One forward of one short sequence, with dropout off. Collective; training does not notice it.
 
@@ -81,12 +82,13 @@ def take_fingerprint(
         world: the layout, not active. Each replica does the same.
         vocabulary_size: true number of tokens.
         sequence_length: the model's.
+        placeholders: virtual tokens before the text.
 
     Returns:
         The same on every rank; None where a figure is not finite.
     """
-    tokens = min(sequence_length, MOST_TOKENS)
-    batch = _batch(tokens, vocabulary_size, world)
+    tokens = min(sequence_length, MOST_TOKENS + placeholders)
+    batch = _batch(tokens, vocabulary_size, world, placeholders)
     # An interleaved pipeline needs as many microbatches as it has stages.
     repeats = world.layout.pipeline if world.layout.interleave > 1 else 1
 
@@ -121,15 +123,18 @@ def take_fingerprint(
     return Fingerprint(SEED, sequence_length, vocabulary_size, loss_sum / count, logit_sum, math.sqrt(square))
 
 
-def _batch(tokens: int, vocabulary_size: int, world: World) -> Batch:
-    """Token ids from the seed by hashing, so the same with every version of torch. Sequence parallelism wants
-    a length that it can split: what is added at the end does not count, and nothing looks forward to it."""
+def _batch(tokens: int, vocabulary_size: int, world: World, placeholders: int) -> Batch:
+    """Token ids from the seed by hashing, so the same with every version of torch; placeholders in place of
+    the first ones. Sequence parallelism wants a length that it can split: what is added at the end does not
+    count, and nothing looks forward to it."""
     ids = [derived_seed(SEED, place) % vocabulary_size for place in range(tokens + 1)]
+    labels = ids[1:]
+    ids[:placeholders] = [-1 - place for place in range(placeholders)]
     padding = [0] * (-tokens % world.layout.tensor if world.layout.sequence else 0)
     device = world.device
     return Batch(
         tokens_BS=torch.tensor([ids[:-1] + padding], device=device),
-        labels_BS=torch.tensor([ids[1:] + padding], device=device),
+        labels_BS=torch.tensor([labels + padding], device=device),
         loss_mask_BS=torch.tensor([[1.0] * tokens + [0.0] * len(padding)], device=device),
         position_ids_BS=torch.arange(tokens + len(padding), device=device)[None],
         # Of a head: label 0 is what is to be told at every token.

@@ -37,8 +37,12 @@ class Generator:
             raise ValueError("generation needs a layout without sequence parallelism")
         self.chunks = chunks
         self.world = world
-        self.positions = chunks[0].max_sequence_length
-        """Tokens that prompt and continuation may have together."""
+        first = chunks[0]
+        # Learned positions cannot be extended, so a prefix takes some of them.
+        self.positions = first.max_sequence_length - (
+            first.first_position if first.rotary_table is None else 0
+        )
+        """Tokens that prompt and continuation may have together, virtual ones included."""
 
     @torch.no_grad()
     def generate(

@@ -9,7 +9,6 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llmscale.checkpoint.errors import CheckpointError
-from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.manifest import JsonObject, Manifest
 from llmscale.config.checks import check_config
 from llmscale.config.load import with_overrides
@@ -22,6 +21,7 @@ from llmscale.parallel.distributed import disconnect
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.run.export_head import LABELLED
 from llmscale.run.loaded_model import load_model
+from llmscale.run.prepare_model import PEFT
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import kill_ranks, start_server
@@ -90,6 +90,7 @@ def plan_check(
             "model": description["model"],
             "train": {"precision": description["precision"], "sequence_length": stored.sequence_length},
             "parallel": _parallel(description["layout"]) if own_layout else {},
+            PEFT: description.get(PEFT, {}),
             **({LABELLED: description[LABELLED], "task": "classify"} if LABELLED in description else {}),
         }
     )
@@ -126,15 +127,14 @@ def _parallel(layout: JsonValue) -> dict[str, JsonValue]:
 def fingerprint_on_rank(check: DeepCheck, environment: RankEnvironment) -> Fingerprint | None:
     """This rank's part in loading the weights and computing; the same on every rank."""
     stored = check.stored
-    chunks, world = load_model(
-        check.config,
-        stored.vocabulary_size,
-        environment,
-        lambda pieces, agreement: load_weights(check.folder, pieces, agreement),
-    )
-    scheduled = [ScheduledChunk(chunk, chunk) for chunk in chunks]
+    chunks, world = load_model(check.config, stored.vocabulary_size, environment, check.folder)
     return take_fingerprint(
-        scheduled, world, objective_of(check.config), stored.vocabulary_size, stored.sequence_length
+        [ScheduledChunk(chunk, chunk) for chunk in chunks],
+        world,
+        objective_of(check.config),
+        stored.vocabulary_size,
+        stored.sequence_length,
+        check.config.peft.placeholders,
     )
 
 

@@ -3,11 +3,11 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.config.problems import InputError
 from llmscale.engine.generate import Generator, OnTokens
@@ -54,15 +54,28 @@ def open_writer(target: Target) -> Iterator[Writer]:
             kill_ranks(team.ranks)
 
 
-def load_generator(target: Target, environment: RankEnvironment) -> Generator:
+def load_generator(target: Target, environment: RankEnvironment) -> "TextGenerator":
     """This rank's part of the model, with its weights."""
-    chunks, world = load_model(
-        target.config,
-        target.vocabulary_size,
-        environment,
-        lambda pieces, agreement: begin_from(target.weights, pieces, agreement),
-    )
-    return Generator(chunks, world)
+    chunks, world = load_model(target.config, target.vocabulary_size, environment, target.weights)
+    return TextGenerator(Generator(chunks, world), target.config.peft.placeholders)
+
+
+@dataclass(frozen=True)
+class TextGenerator:
+    """Has the model's virtual tokens stand before each prompt."""
+
+    generator: Generator
+    placeholders: int
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: SamplingOptions,
+        on_tokens: OnTokens | None = None,
+    ) -> list[list[int]]:
+        """As `Generator.generate`."""
+        before = [-1 - place for place in range(self.placeholders)]
+        return self.generator.generate([[*before, *prompt] for prompt in prompts], options, on_tokens)
 
 
 class WritingTeam(RankTeam):

@@ -1,31 +1,75 @@
 """A model with its weights and nothing else, on one rank of those that hold it together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.base import Base
+from llmscale.checkpoint.begin import begin_from, newest_on_a_base
+from llmscale.checkpoint.loader import load_weights
+from llmscale.checkpoint.merged import manifest_of
 from llmscale.config.schema import Config
+from llmscale.config.tuning import PeftSection
 from llmscale.model.build import build_chunks
 from llmscale.model.language_model import LanguageModel
-from llmscale.model.regions import Piece
+from llmscale.model.parameters import declare_parameters
 from llmscale.model.weights import weights_to_fill
 from llmscale.parallel.distributed import connect, use_threads
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
+from llmscale.run.prepare_model import PEFT, fill_base, tune
 
 
 def load_model(
-    config: Config,
-    vocabulary_size: int,
-    environment: RankEnvironment,
-    fill: Callable[[Sequence[Piece], Agreement], object],
+    config: Config, vocabulary_size: int, environment: RankEnvironment, weights: Path
 ) -> tuple[list[LanguageModel], World]:
-    """Connect this rank, build its part of the model, and have `fill` put the weights in. Collective."""
+    """Connect this rank, build its part of the model, and put the weights in. Collective.
+
+    Args:
+        config: model and layout, with the head of a model that has one.
+        vocabulary_size: true number of tokens.
+        environment: of this rank.
+        weights: run, checkpoint or Hugging Face folder. What was trained with PEFT stays beside its base.
+
+    Raises:
+        InputError: the weights do not fit the model. CheckpointError: they are damaged, or a base has gone.
+    """
     use_threads(config.cluster.threads, environment.local_world_size)
     device = connect(environment)
     world = World(Layout.of(config.parallel, environment.world_size), device)
     with world.active():
         chunks = build_chunks(config.model, config.train, vocabulary_size, world, config.outputs)
-        with weights_to_fill(chunks) as pieces:
-            fill(pieces, Agreement(world.rank, world.layout.world_size, world.control_group))
+        agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
+        tuned = agreement.decide(None, lambda _: newest_on_a_base(weights))
+        if tuned is not None:
+            _load_tuned(Path(tuned), chunks, config, agreement)
+        else:
+            with weights_to_fill(chunks) as pieces:
+                begin_from(weights, pieces, agreement)
     return chunks, world
+
+
+def _load_tuned(
+    checkpoint: Path, chunks: Sequence[LanguageModel], config: Config, agreement: Agreement
+) -> None:
+    """The base's weights, what PEFT adds, and the values that it was trained to."""
+    description = manifest_of(checkpoint).description
+    base = Base.in_description(description)
+    assert base is not None
+    agreement.require(lambda: base.check() if agreement.rank == 0 else None)
+    fill_base(chunks, base, config, agreement)
+    tune(chunks, PeftSection.model_validate(description[PEFT]), config.train.seed)
+    with weights_to_fill(chunks, _frozen(chunks)) as pieces:
+        load_weights(checkpoint, pieces, agreement)
+
+
+def _frozen(chunks: Sequence[LanguageModel]) -> list[str]:
+    """Names of the stored tensors that are not trained."""
+    return [
+        name
+        for chunk in chunks
+        for local_name, declaration in declare_parameters(chunk).items()
+        if not chunk.get_parameter(local_name).requires_grad
+        for name in declaration.names
+    ]

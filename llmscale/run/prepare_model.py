@@ -12,7 +12,6 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import CheckpointSection, Config
 from llmscale.config.tuning import OF_METHOD, PeftSection
 from llmscale.data.checks import resolved_vocabulary_size
-from llmscale.engine.engine import Prepare
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.table import apply_peft
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
@@ -32,8 +31,6 @@ class Preparation:
     agreement: Agreement
     base: Base | None
     """None where all weights are trained."""
-    of_task: Prepare | None
-    """What the task changes, once the weights that it builds on are in place and PEFT is applied."""
 
     def __call__(self, chunks: Sequence[LanguageModel]) -> None:
         """
@@ -41,13 +38,8 @@ class Preparation:
             InputError: the base or the options do not fit the model. CheckpointError: the base is damaged.
         """
         if self.base is not None:
-            grown = vocabulary_tensors(self.config.model)
-            without = not_begun_from(self.config.model, self.config.outputs)
-            with weights_to_fill(chunks, without) as pieces:
-                begin_from(self.base.path, pieces, self.agreement, grown, without)
-            apply_peft(chunks, self.config.peft, self.config.train.seed)
-        if self.of_task is not None:
-            self.of_task(chunks)
+            fill_base(chunks, self.base, self.config, self.agreement)
+            tune(chunks, self.config.peft, self.config.train.seed)
 
     @property
     def description(self) -> dict[str, JsonValue]:
@@ -61,6 +53,13 @@ class Preparation:
         }
 
 
+def fill_base(chunks: Sequence[LanguageModel], base: Base, config: Config, agreement: Agreement) -> None:
+    """Give a model the base's weights; a head stays as it is. Collective."""
+    without = not_begun_from(config.model, config.outputs)
+    with weights_to_fill(chunks, without) as pieces:
+        begin_from(base.path, pieces, agreement, vocabulary_tensors(config.model), without)
+
+
 def tune(chunks: Sequence[LanguageModel], peft: PeftSection, seed: int) -> None:
     """Apply PEFT to a model that has its base's weights; a head is new, and trained whole beside it."""
     apply_peft(chunks, peft, seed)
@@ -69,20 +68,18 @@ def tune(chunks: Sequence[LanguageModel], peft: PeftSection, seed: int) -> None:
             chunk.score.requires_grad_(True)
 
 
-def prepare_model(
-    config: Config, checkpoints: CheckpointSection, agreement: Agreement, of_task: Prepare | None
-) -> Preparation:
+def prepare_model(config: Config, checkpoints: CheckpointSection, agreement: Agreement) -> Preparation:
     """Find the base, the same one that the run was begun from if it was. Collective.
 
     Raises:
         InputError: it is not there any more. CheckpointError: nothing is there.
     """
     if config.peft.method == "none":
-        return Preparation(config, agreement, None, of_task)
+        return Preparation(config, agreement, None)
     found = agreement.decide(None, lambda _: _find_base(config, checkpoints.resume == "never"))
     if "problems" in found:
         raise InputError([Problem(*problem) for problem in found["problems"]])
-    return Preparation(config, agreement, Base.in_description(found), of_task)
+    return Preparation(config, agreement, Base.in_description(found))
 
 
 def _find_base(config: Config, from_scratch: bool) -> dict[str, JsonValue]:

@@ -14,6 +14,7 @@ from llmscale.config.load import read_resolved
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config, ParallelSection, ZeroSection
 from llmscale.data.tokenizer import TOKENIZER, end_of_document_id, tokenizer_hash, vocabulary_size
+from llmscale.model.families.table import family
 from llmscale.run.huggingface import folder_config, folder_tokenizer
 from llmscale.runtime.run_folder import CONFIG_NAME, run_folders
 
@@ -36,7 +37,10 @@ class Target:
     @property
     def positions(self) -> int:
         """Tokens that a text may have."""
-        return self.config.model.max_positions or self.config.train.sequence_length
+        peft, is_learned = self.config.peft, not family(self.config.model.family).rotary
+        # Rotary positions go on after a prefix.
+        taken = peft.virtual_tokens if is_learned and peft.method == "prefix_tuning" else peft.placeholders
+        return (self.config.model.max_positions or self.config.train.sequence_length) - taken
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
-from llmscale.engine.engine import Engine, Prepare
+from llmscale.engine.engine import Engine
 from llmscale.engine.operations import use_prebuilt_operations
 from llmscale.model.build import DTYPES
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
@@ -54,8 +54,6 @@ class Recipe:
     """Text of the corpora that `data.forgetting` names."""
     prompting: Prompting | None = None
     """How the model is asked for the texts of `train.generate`; None: by plain text."""
-    prepare: Prepare | None = None
-    """Changes the fresh model before the optimizer is made, after PEFT has."""
 
 
 Cook = Callable[[Config, World], contextlib.AbstractContextManager[Recipe]]
@@ -79,7 +77,7 @@ def _train(recipe: Recipe, environment: RankEnvironment, world: World) -> bool:
     vocabulary_size = resolved_vocabulary_size(config)
     checkpoints = _checkpoint_options(config, environment)
     agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-    preparation = prepare_model(config, checkpoints, agreement, recipe.prepare)
+    preparation = prepare_model(config, checkpoints, agreement)
     engine = Engine(config, world, vocabulary_size, recipe.objective, preparation)
     description = _description(config, world) | preparation.description
     checkpointer = Checkpointer(
@@ -156,7 +154,7 @@ def _restore(
     if loaded is not None:
         engine.after_load(loaded.progress)
         return loaded.progress
-    if config.train.init_from is not None and preparation.base is None and preparation.of_task is None:
+    if config.train.init_from is not None and preparation.base is None:
         may_grow = vocabulary_tensors(config.model)
         without = not_begun_from(config.model, config.outputs)
         begin_from(config.train.init_from, engine.weight_pieces(), preparation.agreement, may_grow, without)
@@ -166,7 +164,7 @@ def _restore(
 
 def _meter(config: Config, world: World, vocabulary_size: int) -> Meter:
     peak = peak_flops(world.device, DTYPES[config.train.precision])
-    flops = flops_per_token(config.model, config.train.sequence_length, vocabulary_size)
+    flops = flops_per_token(config.model, config.train.sequence_length, vocabulary_size, config.outputs)
     return Meter(flops, peak and peak * world.layout.world_size, world.device)
 
 
@@ -177,6 +175,8 @@ def _start(config: Config, world: World, position: Position, vocabulary_size: in
         samples=position.samples,
         tokens=position.tokens,
         world_size=world.layout.world_size,
-        parameters=model_parameters(config.model, vocabulary_size, config.train.sequence_length).total,
+        parameters=model_parameters(
+            config.model, vocabulary_size, config.train.sequence_length, config.outputs
+        ).total,
         facts={"layout": world.layout.describe(), "device": str(world.device)},
     )
