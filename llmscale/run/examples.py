@@ -10,7 +10,8 @@ from llmscale.checkpoint.agreement import Agreement
 from llmscale.config.schema import Config
 from llmscale.data.blend import Blend, ShuffledCorpus
 from llmscale.data.corpus import entries_of_split, read_index, share_of_documents
-from llmscale.data.examples import ExampleRows, ExampleSet
+from llmscale.data.example_rows import ExampleRows
+from llmscale.data.examples import ExampleSet
 from llmscale.data.loader import VALIDATION_SEED, BatchSource, SplitName
 from llmscale.data.prepare import prepare_examples
 from llmscale.data.row import RowSource

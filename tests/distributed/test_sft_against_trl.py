@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
-from llmscale.data.examples import ExampleRows, ExampleSet, write_examples
+from llmscale.data.example_rows import ExampleRows
+from llmscale.data.examples import ExampleSet, write_examples
 from llmscale.data.row import LENGTH_UNIT, Row, batch_of, shortened
 from llmscale.engine.engine import Engine
 from llmscale.objectives.causal_lm import CausalLM

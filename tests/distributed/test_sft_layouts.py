@@ -8,7 +8,8 @@ import torch
 
 from llmscale.config.schema import Config
 from llmscale.data.blend import Blend
-from llmscale.data.examples import ExampleRows, ExampleSet, write_examples
+from llmscale.data.example_rows import ExampleRows
+from llmscale.data.examples import ExampleSet, write_examples
 from llmscale.data.loader import BatchSource
 from llmscale.engine.engine import Engine
 from llmscale.objectives.causal_lm import CausalLM
