@@ -1,4 +1,4 @@
-"""What is wrong with the files that a config names: tokenizer and corpora. Without torch or Megatron."""
+"""What is wrong with the files that a config names: tokenizer, corpora and records. Without torch."""
 
 from collections.abc import Iterator
 
@@ -15,18 +15,25 @@ from llmscale.data.corpus import (
     read_info,
     share_of_documents,
 )
+from llmscale.data.record_checks import FAULTS, check_records
 from llmscale.data.tokenizer import tokenizer_hash, vocabulary_size
 
 
 def check_data(config: Config) -> list[Problem]:
-    """Every problem of the tokenizer and the corpora, found from their headers, sizes and hashes."""
+    """Every problem of the tokenizer and of the data: of corpora by headers, sizes and hashes, of records by
+    the first of them."""
     problems = list(_tokenizer_problems(config))
     tokenizer = None if problems or config.tokenizer.path is None else tokenizer_hash(config.tokenizer.path)
-    for section, entries in (("train", config.data.train), ("validation", config.data.validation)):
-        for place, entry in enumerate(entries):
-            key = f"data.{section}.{place}.path"
-            problems += _corpus_problems(config, section, key, entry, tokenizer)
-    return problems + list(_known_text_problems(config, tokenizer))
+    if config.task in FAULTS:
+        problems += check_records(config)
+    else:
+        for section, entries in (("train", config.data.train), ("validation", config.data.validation)):
+            for place, entry in enumerate(entries):
+                key = f"data.{section}.{place}.path"
+                problems += _corpus_problems(config, section, key, entry, tokenizer)
+    return list({str(problem): problem for problem in problems}.values()) + list(
+        _known_text_problems(config, tokenizer)
+    )
 
 
 def resolved_vocabulary_size(config: Config) -> int:

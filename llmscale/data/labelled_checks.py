@@ -1,0 +1,16 @@
+"""What stands against a labelled text, told before any rank starts. Without torch."""
+
+from collections.abc import Mapping
+
+from llmscale.data.records import Record
+
+FIELDS = ("text", "label")
+
+
+def fault_of_record(record: Record, fields: Mapping[str, str]) -> str | None:
+    missing = [name for name in FIELDS if record.get(fields.get(name, name)) is None]
+    if not missing:
+        return None
+    there = ", ".join(record) or "(none)"
+    absent = " and no ".join(missing)
+    return f"has the fields {there}: no {absent}; data.train[].fields says what they are called"
