@@ -7,7 +7,7 @@ from typing import Any
 
 from llmscale.config.load import read_resolved
 from llmscale.config.schema import Config
-from llmscale.runtime.describe import duration, quantity
+from llmscale.runtime.describe import duration, quantity, validation_numbers
 from llmscale.runtime.events import Event, read_events
 from llmscale.runtime.metrics import Metrics, read_metrics
 
@@ -69,8 +69,12 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("loss", f"{run.metrics[0]['loss']:.4f} → {last['loss']:.4f}"),
     ]
     if run.validations:
-        details = run.validations[-1].details
-        rows.append(("validation", f"loss {details['loss']:.4f}, perplexity {details['perplexity']:.2f}"))
+        rows.append(("validation", ", ".join(validation_numbers(run.validations[-1].details))))
+        best = min(run.validations, key=lambda event: event.details["loss"])
+        rows.append(("lowest", f"loss {best.details['loss']:.4f} at step {best.step}"))
+    early = [event for event in run.events if event.kind == "stopped_early"]
+    if early:
+        rows.append(("stopped early", early[-1].details["cause"]))
     rows.append(("speed", f"{quantity(median(run.column('tokens_per_second')))} tokens/s (median)"))
     if run.has("mfu"):
         rows.append(("MFU", f"{median(known(run.column('mfu'))):.1%} (median)"))

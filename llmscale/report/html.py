@@ -5,7 +5,24 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from llmscale.report.gather import RunData, changed_settings, summary
-from llmscale.report.pictures import CURVES, Draw, draw_loss, render
+from llmscale.report.pictures import (
+    CURVES,
+    MOST_WITH_COUNTS,
+    Draw,
+    draw_confusion,
+    draw_loss,
+    draw_trade,
+    render,
+    validation_curve,
+)
+from llmscale.report.validations import (
+    confusion,
+    label_table,
+    metric_names,
+    samples,
+    trade,
+    validation_table,
+)
 from llmscale.runtime.describe import describe_event
 
 WIDE, NARROW = (10.0, 4.2), (5.0, 3.0)
@@ -17,13 +34,14 @@ h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 18px; margin: 32px 0 8px
 h3 { font-size: 15px; margin: 16px 0 4px; color: #475569 }
 .note { color: #64748b; margin: 0 0 20px }
 .card { background: #fff; border: 1px solid #e2e8f0; border-radius: 10px; padding: 14px 18px;
-        overflow-x: auto }
+        overflow-x: auto; margin-bottom: 14px }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px;
         margin-top: 14px }
 svg { width: 100%; height: auto; display: block }
 table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid #f1f5f9; vertical-align: top }
 th { color: #475569; font-weight: 600 } td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+h3 { overflow-wrap: anywhere; white-space: pre-wrap }
 tr.failed td { color: #b91c1c } pre { font-size: 12px; margin: 4px 0; white-space: pre-wrap }
 """
 
@@ -41,6 +59,8 @@ def page(runs: Sequence[RunData]) -> str:
         *_curves([run for run in runs if run.metrics]),
     ]
     for run in runs:
+        parts += _validations(run, f": {escape(run.name)}" if len(runs) > 1 else "")
+    for run in runs:
         heading = f": {escape(run.name)}" if len(runs) > 1 else ""
         parts.append(f"<h2>Events{heading}</h2><div class='card'>{_events(run)}</div>")
         settings = _table(("key", "value"), changed_settings(run.config))
@@ -56,7 +76,35 @@ def _curves(runs: Sequence[RunData]) -> Iterable[str]:
         having = [run for run in runs if run.has(column)]
         if having:
             yield f"<div class='card'>{_svg(draw, having, NARROW)}</div>"
+    for name in dict.fromkeys(name for run in runs for name in metric_names(run)):
+        having = [run for run in runs if name in metric_names(run)]
+        yield f"<div class='card'>{_svg(validation_curve(name), having, NARROW)}</div>"
     yield "</div>"
+    trading = [run for run in runs if trade(run) is not None]
+    if trading:
+        yield f"<div class='grid'><div class='card'>{_svg(draw_trade, trading, WIDE)}</div></div>"
+
+
+def _validations(run: RunData, heading: str) -> Iterable[str]:
+    """What a run's validations tell, as far as there is more than a loss."""
+    if any(event.details.keys() & {"metrics", "forgetting", "samples"} for event in run.validations):
+        table = _table(*validation_table(run))
+        yield f"<h2>Validations{heading}</h2><div class='card'>{table}</div>"
+    found = confusion(run)
+    if found is not None:
+        size = (6.0, 4.2) if len(found.labels) <= MOST_WITH_COUNTS else (9.0, 7.0)
+        picture, table = _svg(draw_confusion, [run], size), _table(*label_table(found))
+        yield f"<h2>Labels{heading}</h2><div class='grid'><div class='card'>{picture}</div>"
+        yield f"<div class='card'>{table}</div></div>"
+    texts = samples(run)
+    if texts:
+        yield f"<h2>Samples{heading}</h2>"
+    for prompt, rows in texts.items():
+        cells = "".join(
+            f"<tr><td>{escape(step)}</td><td><pre>{escape(text)}</pre></td></tr>" for step, text in rows
+        )
+        yield f"<div class='card'><h3>{escape(prompt)}</h3><table>"
+        yield f"<tr><th>step</th><th>text</th></tr>{cells}</table></div>"
 
 
 def _svg(draw: Draw, runs: Sequence[RunData], size: tuple[float, float]) -> str:

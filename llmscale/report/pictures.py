@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from llmscale.report.gather import RunData, smoothed
+from llmscale.report.validations import confusion, numbers, readable, trade
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
 STYLE: Any = {
@@ -33,6 +34,11 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
 }
 
+MARKED: Any = {"linewidth": 2, "marker": "o", "markersize": 5}
+"""A line through what was measured now and then."""
+MOST_WITH_COUNTS = 15
+"""Labels whose counts can be read in a picture."""
+
 Draw = Callable[[Axes, Sequence[RunData]], None]
 
 
@@ -41,8 +47,8 @@ def render(draw: Draw, runs: Sequence[RunData], kind: str, size: tuple[float, fl
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=size)
         draw(axes, runs)
-        axes.set_xlabel("step")
-        if len(runs) > 1 or draw is draw_loss:
+        axes.set_xlabel(axes.get_xlabel() or "step")
+        if axes.get_legend_handles_labels()[0] and (len(runs) > 1 or draw in SEVERAL_LINES):
             axes.legend()
         buffer = io.BytesIO()
         # Without a date the same run gives the same bytes.
@@ -76,6 +82,61 @@ def draw_loss(axes: Axes, runs: Sequence[RunData]) -> None:
             label = "resumed" if index == 0 and len(runs) == 1 else None
             axes.axvline(step or 0, color=colour, linestyle=":", linewidth=1.2, label=label)
     axes.set_title("Loss")
+
+
+def draw_trade(axes: Axes, runs: Sequence[RunData]) -> None:
+    """What was won on the task (full) and what was lost of before (dashed), of runs that measure both."""
+    for run, colour in zip(runs, COLOURS * len(runs)):
+        found = trade(run)
+        if found is None:
+            continue
+        prefix = f"{run.name}: " if len(runs) > 1 else ""
+        axes.plot(found.steps, found.gains, color=colour, label=f"{prefix}gain on the task", **MARKED)
+        other = colour if len(runs) > 1 else COLOURS[1]
+        label = f"{prefix}forgetting score"
+        axes.plot(found.steps, found.scores, color=other, linestyle="--", label=label, **MARKED)
+    axes.axhline(0, color="#94a3b8", linewidth=1, zorder=1)
+    axes.set_ylabel("difference of the loss")
+    axes.set_title("Task against forgetting")
+
+
+def validation_curve(name: str) -> Draw:
+    """A picture of one metric over the validations."""
+
+    def draw(axes: Axes, runs: Sequence[RunData]) -> None:
+        for run, colour in zip(runs, COLOURS * len(runs)):
+            events = [event for event in run.validations if name in numbers(event)]
+            values = [numbers(event)[name] for event in events]
+            steps = [event.step or 0 for event in events]
+            axes.plot(steps, values, color=colour, label=run.name, **MARKED)
+        axes.set_title(f"{readable(name)} (validation)")
+
+    return draw
+
+
+def draw_confusion(axes: Axes, runs: Sequence[RunData]) -> None:
+    """Of the first run: a row a true label, coloured by its share of the row, with the counts."""
+    found = confusion(runs[0])
+    assert found is not None
+    shares = [[count / max(sum(row), 1) for count in row] for row in found.counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    places = range(len(found.labels))
+    axes.set_xticks(places, found.labels, rotation=45 if len(places) > 4 else 0)
+    axes.set_yticks(places, found.labels)
+    axes.grid(False)
+    if len(places) <= MOST_WITH_COUNTS:
+        for row in places:
+            for column in places:
+                colour = "white" if shares[row][column] > 0.5 else "#0f172a"
+                text = str(found.counts[row][column])
+                axes.text(column, row, text, ha="center", va="center", color=colour)
+    axes.set_xlabel("label that was given")
+    axes.set_ylabel("true label")
+    axes.set_title(f"Confusion at step {found.step}")
+
+
+SEVERAL_LINES = (draw_loss, draw_trade)
+"""Pictures that have a legend for one run too."""
 
 
 def curve(key: str, title: str, percent: bool = False) -> Draw:

@@ -71,7 +71,7 @@ def by_place(pieces: list[Piece]) -> dict[tuple[str, tuple[int, ...]], Tensor]:
 
 
 def updates_on_rank(_rank: int, configs: list[Config]) -> list[dict[str, float]]:
-    """Of each config: the largest error of an update, the effect of the pull, and what has moved unreached."""
+    """Of each config: the largest error of an update, how far weights were pulled, what moved unreached."""
     found = []
     for config in configs:
         engine = make_engine(config)
