@@ -1,0 +1,71 @@
+"""Speed of supervised fine-tuning on one rank against TRL's `SFTTrainer`, packed and one example a row.
+
+python -m bench.sft [--quick] [--rounds N] [--threads N] [--output FOLDER]
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.picture import draw_bars
+from bench.rounds import Contender, machine, median_and_spread, run_rounds, write_json
+from bench.sft_workload import TuningWorkload
+
+PRESET = "llama_6m"
+CONTENDERS = {"TRL": "bench.sft_trl", "llmscale": "bench.sft_llmscale"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    options = parser.parse_args()
+    rounds, seconds = (1, 1.0) if options.quick else (options.rounds, 10.0)
+    results: dict[str, Any] = {"machine": machine(), "threads": options.threads, "rows": []}
+    for packing in (False, True):
+        workload = TuningWorkload(PRESET, "fp32", threads=options.threads, seconds=seconds, packing=packing)
+        results["rows"].append(compare(workload, rounds))
+        results["machine"]["load_after"] = os.getloadavg()[0]
+        write_json(options.output / "sft.json", results)
+    report(results["rows"])
+    draw_bars(
+        options.output / "sft.png",
+        f"Supervised fine-tuning of {PRESET}, fp32, one rank: useful tokens a second, TRL = 100 %",
+        [row["rows"] for row in results["rows"]],
+        {
+            name: [
+                row[name]["tokens_per_second"] / row["TRL"]["tokens_per_second"] for row in results["rows"]
+            ]
+            for name in CONTENDERS
+        },
+    )
+
+
+def compare(workload: TuningWorkload, rounds: int) -> dict[str, Any]:
+    found = run_rounds([Contender(name, module, workload) for name, module in CONTENDERS.items()], rounds)
+    row: dict[str, Any] = {"rows": "packed" if workload.packing else "one example a row"}
+    for name, results in found.items():
+        speed, spread = median_and_spread([result["tokens_per_second"] for result in results])
+        row[name] = {"tokens_per_second": speed, "spread": spread, "rounds": results}
+    row["ratio"] = row["llmscale"]["tokens_per_second"] / row["TRL"]["tokens_per_second"]
+    return row
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    table = Table("rows", *(f"{name}, useful tokens/s" for name in CONTENDERS), "ratio")
+    for row in rows:
+        cells = [
+            f"{row[name]['tokens_per_second']:,.0f} ±{row[name]['spread'] / 2:.0%}" for name in CONTENDERS
+        ]
+        table.add_row(row["rows"], *cells, f"{row['ratio']:.2f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
