@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmscale.checkpoint.base import Base
+from llmscale.checkpoint.base import PEFT, VOCABULARY, Base
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, open_folder
 from llmscale.checkpoint.manifest import JsonObject, Manifest, TensorEntry
@@ -169,7 +169,7 @@ def open_weights(checkpoint: Path, manifest: Manifest) -> Iterator[TensorSource]
             yield stored
             return
         peft, model, vocabulary_size = tuned(checkpoint, manifest)
-        yield MergedTensors(opened.enter_context(_open_base(base)), stored, peft, model, vocabulary_size)
+        yield MergedTensors(opened.enter_context(open_base(base)), stored, peft, model, vocabulary_size)
 
 
 def tuned(checkpoint: Path, manifest: Manifest) -> tuple[PeftSection, ModelSection, int]:
@@ -179,16 +179,16 @@ def tuned(checkpoint: Path, manifest: Manifest) -> tuple[PeftSection, ModelSecti
         InputError: its method's result cannot be merged.
     """
     description = manifest.description
-    peft = PeftSection.model_validate(description["peft"])
+    peft = PeftSection.model_validate(description[PEFT])
     problem = not_mergeable(checkpoint, description)
     if problem:
         raise InputError([problem])
-    return peft, ModelSection.model_validate(description["model"]), int(str(description["vocabulary_size"]))
+    return peft, ModelSection.model_validate(description["model"]), int(str(description[VOCABULARY]))
 
 
 def not_mergeable(place: Path, description: JsonObject, key: str = "TARGET") -> Problem | None:
     """What stands against taking the weights of a checkpoint, as a problem of `key`."""
-    peft = description.get("peft")
+    peft = description.get(PEFT)
     method = str(peft["method"]) if isinstance(peft, dict) else "none"
     if method not in NOT_WEIGHTS:
         return None
@@ -197,7 +197,12 @@ def not_mergeable(place: Path, description: JsonObject, key: str = "TARGET") -> 
 
 
 @contextmanager
-def _open_base(base: Base) -> Iterator[TensorSource]:
+def open_base(base: Base) -> Iterator[TensorSource]:
+    """All weights of a base.
+
+    Raises:
+        InputError, CheckpointError: it has changed, so much that it has none.
+    """
     if is_hugging_face_folder(base.path):
         with TensorFiles.of_folder(open_folder(base.path)) as source:
             yield source

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llmscale.checkpoint.errors import CheckpointError
+from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder
 from llmscale.config.problems import InputError, Problem
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -39,9 +40,15 @@ def export_command(
     dtype: Annotated[ExportType, typer.Option(help="Type of the weights; fp32 is exact.")] = ExportType.fp32,
     max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 5GB or 500MiB.")] = "5GB",
     tokenizer: Tokenizer = None,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Of a run with PEFT: base and update in one."),
+    ] = False,
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")] = Path("runs"),
 ) -> None:
     """Write a folder that transformers loads: safetensors, config.json, generation_config.json, tokenizer.
+
+    Of a run with PEFT it is the adapter alone, as the peft library has it, where no --merge is given.
 
     The weights are verified first, and read and written in pieces of 8 MiB, however large the model is.
     """
@@ -49,10 +56,13 @@ def export_command(
     with _failures():
         from llmscale.run.export import plan_export  # noqa: PLC0415 -- loads torch
 
-        plan = plan_export(target, root, tokenizer, dtype.value)
+        plan = plan_export(target, root, tokenizer, dtype.value, merge)
         with _bar("exporting", plan.byte_count) as on_bytes:
             plan.write(out, most, on_bytes)
     print(f"{plan.checkpoint} is now in {out}")
+    if plan.base is not None and not is_hugging_face_folder(plan.base.path):
+        message = f"It is for {plan.base.path}, which transformers needs exported, too."
+        console.print(message, style="yellow", markup=False)
     if plan.tokenizer is None:
         console.print("The run names no tokenizer, so the folder has none.", style="yellow")
 

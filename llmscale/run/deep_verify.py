@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from llmscale.checkpoint.base import PEFT
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.manifest import JsonObject, Manifest
 from llmscale.config.checks import check_config
@@ -21,7 +22,6 @@ from llmscale.parallel.distributed import disconnect
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.run.export_head import LABELLED
 from llmscale.run.loaded_model import load_model
-from llmscale.run.prepare_model import PEFT
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import kill_ranks, start_server

@@ -1,29 +1,35 @@
-"""From one of our checkpoints to a folder that transformers loads."""
+"""From one of our checkpoints to a folder that transformers, or the peft library, loads."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmscale.checkpoint.base import PEFT, VOCABULARY, Base
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.export_weights import OnBytes, write_weights
 from llmscale.checkpoint.files import write_new
 from llmscale.checkpoint.loader import OPTIMIZER
 from llmscale.checkpoint.manifest import Manifest
-from llmscale.checkpoint.tensor_files import TensorFiles, verify_tensors
-from llmscale.config.problems import InputError, Problem
+from llmscale.checkpoint.merged import open_base, open_weights, verify_weights
+from llmscale.checkpoint.tensor_files import TensorSource
+from llmscale.config.problems import InputError
 from llmscale.config.schema import ModelSection
+from llmscale.config.tuning import PeftSection
 from llmscale.data.files import replace_folder
 from llmscale.data.tokenizer import special_token_ids
 from llmscale.model.huggingface import hugging_face_config
-from llmscale.model.tensors import hugging_face_shapes, vocabulary_tensors
+from llmscale.model.tensors import hugging_face_shapes, not_begun_from, vocabulary_tensors
+from llmscale.run.export_adapter import AdapterExport, adapter_problems
 from llmscale.run.export_head import head_of, outputs_of, with_head
-from llmscale.run.huggingface import copy_tokenizer
-from llmscale.run.target import find_model, tokenizer_problems
+from llmscale.run.huggingface import copy_tokenizer, refuse_filled
+from llmscale.run.target import StoredModel, find_model, tokenizer_problems
 
+WHOLE = ("none", "bitfit", "freeze")
+"""Methods that train weights of the model itself: there is nothing to be had beside it."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,6 +46,8 @@ class Export:
     dtype: torch.dtype
     writes: bool
     """It is a model that writes, and none with a head."""
+    base: Base | None = None
+    """Nothing else is needed."""
 
     @property
     def byte_count(self) -> int:
@@ -53,14 +61,11 @@ class Export:
             InputError: the folder is not empty, or a value does not fit the type.
             CheckpointError: the checkpoint is damaged. OSError: the disk refuses.
         """
-        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-            raise InputError(
-                [Problem("OUT", folder, "is there already, and not empty; choose another folder")]
-            )
-        verify_tensors(self.checkpoint, self.manifest, self.shapes.keys())
+        refuse_filled(folder)
+        verify_weights(self.checkpoint, self.manifest)
         with (
             replace_folder(folder) as unfinished,
-            TensorFiles.of_checkpoint(self.checkpoint, self.manifest) as source,
+            open_weights(self.checkpoint, self.manifest) as source,
         ):
             write_weights(source, self.shapes, unfinished, self.dtype, max_file_bytes, on_bytes)
             write_new(unfinished / "config.json", [_json(self.config)])
@@ -70,59 +75,89 @@ class Export:
                 copy_tokenizer(self.tokenizer, unfinished)
 
 
-def plan_export(target: str, root: Path, tokenizer: Path | None, dtype: str) -> Export:
+def plan_export(
+    target: str, root: Path, tokenizer: Path | None, dtype: str, merge: bool = False
+) -> Export | AdapterExport:
     """What exporting the newest checkpoint of a run, or the one that is named, would write.
+
+    Args:
+        target: what the user wrote.
+        root: folder that holds the run folders.
+        tokenizer: its folder, where it is not the one that belongs to the model.
+        dtype: of the weights.
+        merge: the whole model, of a run with PEFT too.
 
     Raises:
         InputError: no such checkpoint, or transformers has no such model.
-        CheckpointError: it does not hold the model that it says.
+        CheckpointError: it does not hold the model that it says, or its base has gone.
     """
     found = find_model(target, root)
     manifest = found.checkpoint.manifest
     assert manifest is not None
+    tokenizer = tokenizer or found.tokenizer
+    peft = PeftSection.model_validate(manifest.description.get(PEFT, {}))
+    if merge or peft.method in WHOLE:
+        return _plan_whole(found, manifest, tokenizer, DTYPES[dtype])
+    return _plan_adapter(found, manifest, peft, tokenizer, DTYPES[dtype])
+
+
+def _plan_adapter(
+    found: StoredModel, manifest: Manifest, peft: PeftSection, tokenizer: Path | None, dtype: torch.dtype
+) -> AdapterExport:
+    checkpoint, model = found.checkpoint.path, ModelSection.model_validate(manifest.description["model"])
+    base = Base.in_description(manifest.description)
+    assert base is not None
+    base.check()
+    with open_base(base) as source:
+        base_rows = _rows(source, vocabulary_tensors(model)[0])
+    rows = int(str(manifest.description[VOCABULARY]))
+    problems = list(adapter_problems(peft, manifest, base_rows, rows, checkpoint))
+    if tokenizer is not None:
+        problems += tokenizer_problems(tokenizer, manifest.description.get("tokenizer_hash"), rows)
+    if problems:
+        raise InputError(problems)
+    return AdapterExport(checkpoint, manifest, peft, model, base, tokenizer, dtype)
+
+
+def _plan_whole(found: StoredModel, manifest: Manifest, tokenizer: Path | None, dtype: torch.dtype) -> Export:
     described = manifest.description.get("model")
     model = found.config.model if described is None else ModelSection.model_validate(described)
     positions = model.max_positions or found.config.train.sequence_length
-    vocabulary_size = _rows(manifest, vocabulary_tensors(model)[0])
     head = head_of(manifest.description)
-    shapes = hugging_face_shapes(model, vocabulary_size, positions, outputs_of(head))
-    faults = list(_misfits(manifest, shapes))
+    with open_weights(found.checkpoint.path, manifest) as source:
+        vocabulary_size = _rows(source, vocabulary_tensors(model)[0])
+        shapes = hugging_face_shapes(model, vocabulary_size, positions, outputs_of(head))
+        # A base has an output layer, and what was trained on top of it may have a head instead.
+        ignored = not_begun_from(model, outputs_of(head)) if PEFT in manifest.description else []
+        faults = list(_misfits(source, shapes, set(ignored) - shapes.keys()))
     if faults:
         raise CheckpointError(f"{found.checkpoint.path}: " + "; ".join(faults))
-    tokenizer = tokenizer or found.tokenizer
     special_tokens: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         problems = tokenizer_problems(tokenizer, manifest.description.get("tokenizer_hash"), vocabulary_size)
         if problems:
             raise InputError(problems)
         special_tokens = special_token_ids(tokenizer)
-    name = str(DTYPES[dtype]).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
     config = hugging_face_config(model, vocabulary_size, positions, name) | special_tokens
     if head is not None:
         config = with_head(config, head, special_tokens, tokenizer)
     return Export(
-        found.checkpoint.path,
-        manifest,
-        shapes,
-        config,
-        special_tokens,
-        tokenizer,
-        DTYPES[dtype],
-        head is None,
+        found.checkpoint.path, manifest, shapes, config, special_tokens, tokenizer, dtype, head is None
     )
 
 
-def _rows(manifest: Manifest, name: str) -> int:
-    entry = manifest.tensors.get(name)
+def _rows(source: TensorSource, name: str) -> int:
+    entry = source.tensors.get(name)
     if entry is None or not entry.shape:
         raise CheckpointError(f"{name} is not stored")
     return entry.shape[0]
 
 
-def _misfits(manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _misfits(source: TensorSource, shapes: dict[str, tuple[int, ...]], ignored: Set[str]) -> Iterator[str]:
     """Where the stored weights are not those of the model."""
-    stored = {n: entry.shape for n, entry in manifest.tensors.items() if not n.startswith(OPTIMIZER)}
-    for name in sorted(stored.keys() | shapes.keys()):
+    stored = {n: entry.shape for n, entry in source.tensors.items() if not n.startswith(OPTIMIZER)}
+    for name in sorted((stored.keys() | shapes.keys()) - ignored):
         if stored.get(name) != shapes.get(name):
             yield f"{name} is stored as {stored.get(name)}, and the model has {shapes.get(name)}"
 

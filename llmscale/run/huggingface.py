@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from llmscale.checkpoint.huggingface_folder import HuggingFaceFolder
+from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.data.tokenizer import TOKENIZER
 
@@ -39,6 +40,15 @@ def folder_config(
 def folder_tokenizer(path: Path) -> Path | None:
     """The folder itself, if it has a tokenizer that llmscale reads."""
     return path if (path / TOKENIZER).is_file() else None
+
+
+def refuse_filled(folder: Path) -> None:
+    """
+    Raises:
+        InputError: the folder to be made is there already.
+    """
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise InputError([Problem("OUT", folder, "is there already, and not empty; choose another folder")])
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from llmscale.config.schema import Config
 from llmscale.data.files import replace_folder
 from llmscale.data.tokenizer import tokenizer_hash, vocabulary_size
 from llmscale.model.tensors import hugging_face_shapes
-from llmscale.run.huggingface import copy_tokenizer, folder_config, folder_tokenizer
+from llmscale.run.huggingface import copy_tokenizer, folder_config, folder_tokenizer, refuse_filled
 from llmscale.runtime.run_folder import CONFIG_NAME
 
 
@@ -66,8 +66,7 @@ def plan_import(folder: Path, output: Path, tokenizer: Path | None) -> Import:
     """
     if not folder.is_dir():
         raise InputError([Problem("HF_FOLDER", folder, "is no folder")])
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise InputError([Problem("OUT", output, "is there already, and not empty; choose another folder")])
+    refuse_filled(output)
     found = open_folder(folder)
     tokenizer = tokenizer or folder_tokenizer(folder)
     model = found.model

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmscale.checkpoint.agreement import Agreement
-from llmscale.checkpoint.base import Base
+from llmscale.checkpoint.base import PEFT, Base
 from llmscale.checkpoint.begin import begin_from, newest_on_a_base
 from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.merged import manifest_of
@@ -18,7 +18,7 @@ from llmscale.parallel.distributed import connect, use_threads
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
-from llmscale.run.prepare_model import PEFT, fill_base, tune
+from llmscale.run.prepare_model import fill_base, tune
 
 
 def load_model(

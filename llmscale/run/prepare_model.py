@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from llmscale.checkpoint.agreement import Agreement
-from llmscale.checkpoint.base import DESCRIBED, Base, find_base, newest_committed
+from llmscale.checkpoint.base import DESCRIBED, PEFT, VOCABULARY, Base, find_base, newest_committed
 from llmscale.checkpoint.begin import begin_from
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import CheckpointSection, Config
@@ -16,11 +16,6 @@ from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.table import apply_peft
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
 from llmscale.model.weights import weights_to_fill
-
-PEFT = "peft"
-"""Where a manifest's description has the method and its options."""
-VOCABULARY = "vocabulary_size"
-"""Where it has the rows of tokens that the model was trained with, which may be more than the base has."""
 
 
 @dataclass(frozen=True)
