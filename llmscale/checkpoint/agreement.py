@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from llmscale.checkpoint.errors import CheckpointError, DamagedCheckpoint
+from llmscale.config.problems import InputError, Problem
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,21 @@ class Agreement:
         """`rule` sees every rank's JSON value, by rank, on rank 0; all ranks get what it returns.
 
         Raises:
-            CheckpointError: the rule raised, on all ranks.
+            InputError: the rule raised it; on all ranks.
+            CheckpointError: the rule raised something else; on all ranks.
         """
         answer: dict[str, Any] = {}
         values = self._gather(mine)
         if self.rank == 0:
             try:
                 answer = {"result": rule(values)}
+            except InputError as error:
+                answer = {"problems": [[one.key, str(one.value), one.message] for one in error.problems]}
             except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
         answer = self._broadcast(answer)
+        if "problems" in answer:
+            raise InputError([Problem(*problem) for problem in answer["problems"]])
         if "error" in answer:
             raise CheckpointError(answer["error"])
         return answer["result"]

@@ -2,10 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from llmscale.checkpoint.agreement import Agreement
-from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.data.labelled import with_labels
 from llmscale.objectives.table import objective_of
@@ -23,18 +21,8 @@ def run(config: Config, environment: RankEnvironment) -> int:
 @contextlib.contextmanager
 def _recipe(config: Config, world: World) -> Iterator[Recipe]:
     agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-    labels = agreement.decide(None, lambda _: _labels(config))
-    if "problems" in labels:
-        raise InputError([Problem(*problem) for problem in labels["problems"]])
-    classify = config.classify.model_copy(update=labels)
+    labels = agreement.decide(None, lambda _: with_labels(config).classify.labels)
+    classify = config.classify.model_copy(update={"labels": labels})
     config = config.model_copy(update={"classify": classify})
     with open_examples(config, world) as data:
         yield Recipe(data.config, objective_of(data.config), data.training, data.validation)
-
-
-def _labels(config: Config) -> dict[str, Any]:
-    """Rank 0: the labels of all ranks, or what stands against them."""
-    try:
-        return {"labels": with_labels(config).classify.labels}
-    except InputError as error:
-        return {"problems": [[found.key, str(found.value), found.message] for found in error.problems]}
