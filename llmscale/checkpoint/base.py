@@ -23,10 +23,6 @@ from llmscale.config.problems import InputError, Problem
 
 DESCRIBED = "base"
 """Where a manifest's description names it."""
-PEFT = "peft"
-"""Where it has the method and its options."""
-VOCABULARY = "vocabulary_size"
-"""Where it has the rows of tokens that the model was trained with, which may be more than the base has."""
 
 
 @dataclass(frozen=True)

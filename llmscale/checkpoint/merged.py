@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmscale.checkpoint.base import PEFT, VOCABULARY, Base
+from llmscale.checkpoint.base import Base
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, open_folder
-from llmscale.checkpoint.manifest import JsonObject, Manifest, TensorEntry
+from llmscale.checkpoint.manifest import Manifest, TensorEntry
 from llmscale.checkpoint.shards import TORCH_DTYPES
 from llmscale.checkpoint.store import inspect
 from llmscale.checkpoint.tensor_files import SLAB_BYTES, TensorFiles, TensorSource, verify_tensors
-from llmscale.config.problems import InputError, Problem
+from llmscale.checkpoint.tuned import PEFT, VOCABULARY, not_mergeable
+from llmscale.config.problems import InputError
 from llmscale.config.schema import ModelSection
 from llmscale.config.tuning import PeftSection
 from llmscale.model.families.table import family
@@ -33,13 +34,6 @@ from llmscale.model.tensors import SCORE, vocabulary_tensors
 OPTIMIZER = "optimizer."
 PEFT_PREFIX = "base_model.model."
 """Of the names that the peft library gives what belongs to a layer."""
-NOT_WEIGHTS = {
-    "adapter": "puts layers of its own between those of the model, and no weights of the model can do that",
-    "prefix_tuning": "trains keys and values that are seen before each text, and no weights of the model",
-    "prompt_tuning": "trains tokens that stand before each text, and no weights of the model",
-    "p_tuning": "trains tokens that stand before each text, and no weights of the model",
-}
-"""Methods whose result cannot be merged, and why."""
 
 
 class MergedTensors(TensorSource):
@@ -184,16 +178,6 @@ def tuned(checkpoint: Path, manifest: Manifest) -> tuple[PeftSection, ModelSecti
     if problem:
         raise InputError([problem])
     return peft, ModelSection.model_validate(description["model"]), int(str(description[VOCABULARY]))
-
-
-def not_mergeable(place: Path, description: JsonObject, key: str = "TARGET") -> Problem | None:
-    """What stands against taking the weights of a checkpoint, as a problem of `key`."""
-    peft = description.get(PEFT)
-    method = str(peft["method"]) if isinstance(peft, dict) else "none"
-    if method not in NOT_WEIGHTS:
-        return None
-    message = f"was trained with peft.method = {method}, which {NOT_WEIGHTS[method]}; name its base instead"
-    return Problem(key, place, message)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from llmscale.plan.devices import RANK_OVERHEAD, USABLE, Device, device_named
 from llmscale.plan.memory import fullest_rank
 from llmscale.plan.neighbours import what_fits
 from llmscale.plan.report import bytes_text
-from llmscale.run.beginnings import check_init_from
+from llmscale.run.beginnings import check_base, check_init_from
 from llmscale.run.committed import committed_step
 from llmscale.runtime.run_folder import check_folder, check_resume
 
@@ -33,6 +33,8 @@ def check_run(config: Config, before: Mapping[Path, Config] | None = None) -> li
     problems += check_resume(config, folder, committed)
     if committed is None or config.checkpoint.resume == "never":
         problems += check_init_from(config, before)
+    else:
+        problems += check_base(config)
     return [problem for problem in problems if not _comes_later(problem.value, before)]
 
 

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmscale.checkpoint.base import Base, find_base, newest_committed
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, open_folder
 from llmscale.checkpoint.store import locate
+from llmscale.checkpoint.tuned import PEFT, VOCABULARY, not_mergeable, tuning_options, tuning_problems
 from llmscale.config.load import read_resolved
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config, ModelSection
@@ -72,6 +74,27 @@ def check_init_from(config: Config, before: Mapping[Path, Config] | None = None)
     ]
 
 
+def check_base(config: Config) -> list[Problem]:
+    """What stands against going on with a run, as far as it has trained few weights on top of a base: another
+    method, other options, or a base that has gone. Whether a Hugging Face folder still has the same weights
+    is told when they are read."""
+    newest = newest_committed(config.run_folder)
+    if newest is None or newest.manifest is None:
+        return []
+    found = newest.manifest.description
+    problems = list(tuning_problems(config.peft, None, found))
+    base, source = Base.in_description(found), config.train.init_from
+    if problems or base is None or source is None or is_hugging_face_folder(source):
+        return problems
+    try:
+        find_base(source, base)
+    except CheckpointError as error:
+        return [Problem("train.init_from", source, str(error))]
+    except InputError as error:
+        return error.problems
+    return []
+
+
 def _origin(source: Path, before: Mapping[Path, Config]) -> Origin:
     if source.absolute() in before:
         return _planned_origin(source, before[source.absolute()])
@@ -80,6 +103,9 @@ def _origin(source: Path, before: Mapping[Path, Config]) -> Origin:
 
 def _planned_origin(source: Path, config: Config) -> Origin:
     """The weights that a run of `config` will leave in `source`."""
+    problem = not_mergeable(source, {PEFT: tuning_options(config.peft)}, "train.init_from")
+    if problem:
+        raise InputError([problem])
     tokenizer, model = config.tokenizer.path, config.model
     is_there = tokenizer is not None and (tokenizer / TOKENIZER).is_file()
     return Origin(
@@ -118,6 +144,9 @@ def _checkpoint_origin(source: Path) -> Origin:
     if not committed or committed[-1].manifest is None:
         raise CheckpointError("has no committed checkpoint")
     newest, manifest = committed[-1], committed[-1].manifest
+    problem = not_mergeable(newest.path, manifest.description, "train.init_from")
+    if problem:
+        raise InputError([problem])
     model = ModelSection.model_validate(manifest.description["model"])
     names = family(model.family).names
     rows = {
@@ -127,10 +156,14 @@ def _checkpoint_origin(source: Path) -> Origin:
         if name in manifest.tensors
     }
     known = manifest.description.get("tokenizer_hash")
+    base = Base.in_description(manifest.description)
+    if base is not None:
+        under = _origin(base.path, {})
+        rows = {EMBEDDING: int(str(manifest.description[VOCABULARY])), POSITIONS: under.learned_positions}
     return Origin(
         place=newest.path,
         model=model,
-        vocabulary_size=rows.get(EMBEDDING, 0),
+        vocabulary_size=rows.get(EMBEDDING) or 0,
         learned_positions=rows.get(POSITIONS),
         tokenizer=_run_tokenizer(newest.path, known),
         tokenizer_hash=str(known) if known else None,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from llmscale.checkpoint.base import PEFT
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.manifest import JsonObject, Manifest
+from llmscale.checkpoint.tuned import PEFT
 from llmscale.config.checks import check_config
 from llmscale.config.load import with_overrides
 from llmscale.config.problems import InputError

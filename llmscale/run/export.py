@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmscale.checkpoint.base import PEFT, VOCABULARY, Base
+from llmscale.checkpoint.base import Base
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.export_weights import OnBytes, write_weights
 from llmscale.checkpoint.files import write_new
@@ -16,6 +16,7 @@ from llmscale.checkpoint.loader import OPTIMIZER
 from llmscale.checkpoint.manifest import Manifest
 from llmscale.checkpoint.merged import open_base, open_weights, verify_weights
 from llmscale.checkpoint.tensor_files import TensorSource
+from llmscale.checkpoint.tuned import PEFT, VOCABULARY
 from llmscale.config.problems import InputError
 from llmscale.config.schema import ModelSection
 from llmscale.config.tuning import PeftSection

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmscale.checkpoint.agreement import Agreement
-from llmscale.checkpoint.base import PEFT, Base
+from llmscale.checkpoint.base import Base
 from llmscale.checkpoint.begin import begin_from, newest_on_a_base
 from llmscale.checkpoint.loader import load_weights
 from llmscale.checkpoint.merged import manifest_of
+from llmscale.checkpoint.tuned import PEFT
 from llmscale.config.schema import Config
 from llmscale.config.tuning import PeftSection
 from llmscale.model.build import build_chunks
@@ -41,17 +42,22 @@ def load_model(
     with world.active():
         chunks = build_chunks(config.model, config.train, vocabulary_size, world, config.outputs)
         agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-        tuned = agreement.decide(None, lambda _: newest_on_a_base(weights))
-        if tuned is not None:
-            _load_tuned(Path(tuned), chunks, config, agreement)
-        else:
-            with weights_to_fill(chunks) as pieces:
-                begin_from(weights, pieces, agreement)
+        fill_model(chunks, weights, config, agreement)
     return chunks, world
 
 
-def _load_tuned(
-    checkpoint: Path, chunks: Sequence[LanguageModel], config: Config, agreement: Agreement
+def fill_model(chunks: Sequence[LanguageModel], weights: Path, config: Config, agreement: Agreement) -> None:
+    """Put the weights into a model that has none yet; the world must be active. Collective."""
+    tuned = agreement.decide(None, lambda _: newest_on_a_base(weights))
+    if tuned is not None:
+        _fill_tuned(chunks, Path(tuned), config, agreement)
+        return
+    with weights_to_fill(chunks) as pieces:
+        begin_from(weights, pieces, agreement)
+
+
+def _fill_tuned(
+    chunks: Sequence[LanguageModel], checkpoint: Path, config: Config, agreement: Agreement
 ) -> None:
     """The base's weights, what PEFT adds, and the values that it was trained to."""
     description = manifest_of(checkpoint).description

@@ -1,16 +1,17 @@
 """What a run trains, and on top of what: the base under PEFT, which its checkpoints name and do not hold."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from llmscale.checkpoint.agreement import Agreement
-from llmscale.checkpoint.base import DESCRIBED, PEFT, VOCABULARY, Base, find_base, newest_committed
+from llmscale.checkpoint.base import DESCRIBED, Base, find_base, newest_committed
 from llmscale.checkpoint.begin import begin_from
+from llmscale.checkpoint.tuned import PEFT, VOCABULARY, tuning_options
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import CheckpointSection, Config
-from llmscale.config.tuning import OF_METHOD, PeftSection
+from llmscale.config.tuning import PeftSection
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.table import apply_peft
@@ -42,7 +43,7 @@ class Preparation:
         if self.base is None:
             return {}
         return {
-            PEFT: options(self.config.peft),
+            PEFT: tuning_options(self.config.peft),
             DESCRIBED: self.base.described(),
             VOCABULARY: resolved_vocabulary_size(self.config),
         }
@@ -86,39 +87,3 @@ def _find_base(config: Config, from_scratch: bool) -> dict[str, JsonValue]:
         return {DESCRIBED: find_base(config.train.init_from, known).described()}
     except InputError as error:
         return {"problems": [[found.key, str(found.value), found.message] for found in error.problems]}
-
-
-def options(peft: PeftSection) -> dict[str, JsonValue]:
-    """The method, and what it reads."""
-    return peft.model_dump(mode="json", include={"method", *OF_METHOD[peft.method]})
-
-
-def tuning_problems(
-    expected: Mapping[str, JsonValue], found: Mapping[str, JsonValue], step: int
-) -> Iterator[Problem]:
-    """Where a run would go on with another method, other options or another base than its checkpoint has.
-
-    Args:
-        expected: description of what it would save now.
-        found: that of the checkpoint.
-    """
-    ours, theirs = (_options_of(description) for description in (expected, found))
-    for key in ours.keys() | theirs.keys():
-        if ours.get(key) != theirs.get(key):
-            message = (
-                f"is {theirs.get(key, 'not set')} in {step}'s checkpoint, and what is trained stays the same "
-                "to the end of a run: set it back, or start a new run.name"
-            )
-            yield Problem(f"peft.{key}", str(ours.get(key, "not set")), message)
-    base, other = Base.in_description(expected), Base.in_description(found)
-    if base and other and base.identity != other.identity:
-        message = (
-            f"has not the weights of {other.path}, which {step}'s checkpoint was trained on: set it back, or "
-            "start a new run.name"
-        )
-        yield Problem("train.init_from", base.path, message)
-
-
-def _options_of(description: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    found = description.get(PEFT)
-    return found if isinstance(found, dict) else {"method": "none"}

@@ -13,6 +13,7 @@ from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.checkpointer import Checkpointer
 from llmscale.checkpoint.manifest import Manifest
+from llmscale.checkpoint.tuned import tuning_problems
 from llmscale.config.problems import Problem
 from llmscale.config.schema import CheckpointSection, Config
 from llmscale.control.exit_codes import EXIT_SAVED
@@ -31,7 +32,7 @@ from llmscale.parallel.world import World
 from llmscale.plan.flops import flops_per_token
 from llmscale.plan.parameters import model_parameters
 from llmscale.run.export_head import LABELLED
-from llmscale.run.prepare_model import Preparation, prepare_model, tuning_problems
+from llmscale.run.prepare_model import Preparation, prepare_model
 from llmscale.runtime.hooks import RunStart
 from llmscale.runtime.meter import Meter, peak_flops
 from llmscale.runtime.standard_hooks import standard_hooks
@@ -148,7 +149,7 @@ def _restore(
             for key in ("model", "tokenizer_hash", LABELLED)
             if key in found and found[key] != description[key]
         ]
-        return [*problems, *tuning_problems(description, found, manifest.step)]
+        return [*problems, *tuning_problems(config.peft, preparation.base, found)]
 
     loaded = checkpointer.load_newest(engine.pieces_to_load(), accept)
     if loaded is not None:
