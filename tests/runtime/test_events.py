@@ -3,8 +3,9 @@
 import threading
 from pathlib import Path
 
+from llmscale.runtime.describe import describe_event
 from llmscale.runtime.events import EventHook, EventLog, read_events
-from llmscale.runtime.hooks import Hooks, RunStart, SaveRecord, ValidationRecord
+from llmscale.runtime.hooks import Forgetting, Hooks, RunStart, Sample, SaveRecord, ValidationRecord
 
 
 def test_writers_do_not_mix(tmp_path: Path) -> None:
@@ -44,3 +45,24 @@ def test_hook_tells_what_rank_0_knows(tmp_path: Path) -> None:
         ("validated", 6),
         ("saved", 10),
     ]
+
+
+def test_a_validation_is_told_whole(tmp_path: Path) -> None:
+    hook = EventHook(tmp_path)
+    metrics = {"accuracy": 0.75, "confusion": [[3, 1], [0, 4]]}
+    samples = [Sample("why?", "so\n")]
+    hook.on_validation(ValidationRecord(0, 0.0, None, 0.1, metrics, Forgetting(2.5, 0.0), samples))
+    hook.on_early_stop(9, "no use")
+    validated, stopped = read_events(tmp_path)
+    assert validated.details == {
+        "loss": 0.0,
+        "perplexity": None,
+        "seconds": 0.1,
+        "metrics": metrics,
+        "forgetting": {"loss": 2.5, "score": 0.0},
+        "samples": [{"prompt": "why?", "text": "so\n"}],
+    }
+    assert describe_event(validated.kind, validated.step, validated.details) == (
+        "validation at step 0: loss 0.0000, accuracy 0.75, forgetting +0.0000"
+    )
+    assert describe_event(stopped.kind, stopped.step, stopped.details) == "stopped early at step 9: no use"

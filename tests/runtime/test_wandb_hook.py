@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmscale.config.schema import Config
-from llmscale.runtime.hooks import RunStart, StepRecord, ValidationRecord
+from llmscale.runtime.hooks import Forgetting, RunStart, Sample, StepRecord, ValidationRecord
 from llmscale.runtime.standard_hooks import standard_hooks
 from llmscale.runtime.wandb_hook import WandbHook, wandb_mode
 
@@ -31,6 +31,15 @@ class FakeRun:
         self.finished = True
 
 
+class FakeTable:
+    def __init__(self, columns: list[str]) -> None:
+        self.columns = columns
+        self.rows: list[tuple[Any, ...]] = []
+
+    def add_data(self, *row: Any) -> None:
+        self.rows.append(row)
+
+
 def install(monkeypatch: pytest.MonkeyPatch, run: FakeRun | None) -> list[dict[str, Any]]:
     """Put a wandb in place whose `init` gives `run`, or fails; returns what `init` was called with."""
     calls: list[dict[str, Any]] = []
@@ -42,7 +51,10 @@ def install(monkeypatch: pytest.MonkeyPatch, run: FakeRun | None) -> list[dict[s
         return run
 
     fake = SimpleNamespace(
-        init=init, Settings=lambda **options: options, __spec__=SimpleNamespace(name="wandb")
+        init=init,
+        Settings=lambda **options: options,
+        Table=FakeTable,
+        __spec__=SimpleNamespace(name="wandb"),
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return calls
@@ -60,6 +72,30 @@ def test_steps_and_validations_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert run.logged[0][0] == 1 and run.logged[0][1]["loss"] == 2.5 and "mfu" not in run.logged[0][1]
     assert run.logged[1] == (1, {"validation/loss": 2.0, "validation/perplexity": 7.4})
     assert run.finished
+
+
+def test_metrics_forgetting_and_samples_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    install(monkeypatch, run)
+    hook = WandbHook(Config(), tmp_path, "offline")
+    hook.on_start(START)
+    metrics = {"accuracy": 0.5, "confusion": [[1]], "f1": {"a": 1.0}}
+    for step in (0, 5):
+        samples = [Sample("why?", f"so {step}")]
+        forgetting = Forgetting(3.0, 0.25)
+        hook.on_validation(ValidationRecord(step, 2.0, None, 0.1, metrics, forgetting, samples))
+    (_, first), (step, second) = run.logged
+    table: Any = second.pop("samples")
+    assert step == 5
+    assert second == {
+        "validation/loss": 2.0,
+        "validation/accuracy": 0.5,
+        "forgetting/loss": 3.0,
+        "forgetting/score": 0.25,
+    }
+    assert table.columns == ["step", "prompt", "text"]
+    assert table.rows == [(0, "why?", "so 0"), (5, "why?", "so 5")]
+    assert first["samples"] is not table, "a table that was sent stays as it is"
 
 
 @pytest.mark.parametrize("run", [None, FakeRun(fail_at=1)])
@@ -96,6 +132,7 @@ def test_real_wandb_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     hook = WandbHook(Config(), tmp_path, "offline")
     hook.on_start(START)
     hook.on_step(STEP)
+    hook.on_validation(ValidationRecord(1, 2.0, 7.4, 0.1, samples=[Sample("why?", "so")]))
     hook.on_end(1, preempted=False)
     assert [entry.message for entry in caplog.records if "wandb is off" in entry.message] == []
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
