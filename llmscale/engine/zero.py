@@ -26,7 +26,7 @@ def deepspeed_engine(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World
 ) -> Any:
     """`module` under ZeRO as the config wants it. Collective; the world must be active."""
-    elements = sum(parameter.numel() for parameter in module.parameters())
+    elements = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     in_float64 = config.train.precision == "fp64" and config.has_partitions
     with _float64_masters() if in_float64 else contextlib.nullcontext():
         engine, *_ = deepspeed.initialize(
@@ -73,8 +73,8 @@ def deepspeed_config(config: Config, data_parallel: int, elements: int) -> dict[
     """DeepSpeed's dictionary.
 
     Megatron's schedule runs all microbatches of a step, so DeepSpeed sees one of them as "the" batch:
-    accumulation steps are 1 and not its business. `elements` are those of this rank's parameters: a bucket
-    larger than that would only take memory.
+    accumulation steps are 1 and not its business. `elements` are those of this rank's trained parameters: a
+    bucket larger than that would only take memory.
     """
     bucket = min(elements, MOST_ELEMENTS_AT_ONCE)
     stage = config.zero.stage if config.has_partitions else 0

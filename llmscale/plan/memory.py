@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from llmscale.config.schema import Config
 from llmscale.plan.activations import activation_bytes, logits_bytes
-from llmscale.plan.parameters import ParameterCount, stage_parameters
+from llmscale.plan.parameters import stage_parameters
+from llmscale.plan.trained import ADDING, trained_on_rank
 
 WIDTH = {"fp32": 4, "bf16": 2, "fp64": 8}
 """Bytes of a weight and of an activation."""
@@ -71,11 +72,13 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
     )
     width, state_width = WIDTH[train.precision], STATE_WIDTH[train.precision]
     replicas = config.data_parallel * parallel.context
-    own = -(-count.total // replicas)
-    weights = (own if zero.stage == 3 else count.total) * width
-    gradients = (count.total if zero.stage == 1 else own) * state_width
+    trained = trained_on_rank(config, count, stage)
+    held = count.total + (trained if config.peft.method in ADDING else 0)
+    own = -(-trained // replicas)
+    weights = (-(-held // replicas) if zero.stage == 3 else held) * width
+    gradients = (trained if zero.stage == 1 else own) * state_width
     kept = 3 if config.optimizer.distance_penalty else 2  # the moments, and where training started
-    optimizer = own * state_width * config.has_partitions + kept * count.total * state_width // replicas
+    optimizer = own * state_width * config.has_partitions + kept * trained * state_width // replicas
     has_no_bucket = not config.has_partitions or (zero.stage == 1 and train.precision == "bf16")
     host = 0
     if zero.offload.optimizer != "none":
@@ -87,7 +90,7 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        buffers=0 if has_no_bucket else _buffers(config, count) * width,
+        buffers=0 if has_no_bucket else _buffers(config, held, trained) * width,
         activations=activation_bytes(config, stage, width, logits),
         logits=logits,
         step_copy=0 if has_no_bucket else own * state_width,
@@ -101,7 +104,7 @@ def fullest_rank(config: Config, vocabulary_size: int) -> tuple[int, RankMemory]
     return max(stages.items(), key=lambda item: item[1].total)
 
 
-def _buffers(config: Config, count: ParameterCount) -> int:
+def _buffers(config: Config, held: int, trained: int) -> int:
     """Elements of the reduction bucket and, under ZeRO-3, of the gathered weights."""
-    gathered = min(count.total, LIVE_PARAMETERS) if config.zero.stage == 3 else 0
-    return min(count.total, REDUCE_BUCKET) + gathered
+    gathered = min(held, LIVE_PARAMETERS) if config.zero.stage == 3 else 0
+    return min(trained, REDUCE_BUCKET) + gathered

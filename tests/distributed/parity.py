@@ -22,6 +22,7 @@ from llmscale.parallel.layout import Layout
 from llmscale.parallel.rng import derived_seed
 from llmscale.parallel.world import World
 from llmscale.run.prepare_model import tune
+from llmscale.train.gates import TuningGate
 from tests.ranks import run_ranks
 
 STEPS = 20
@@ -105,12 +106,23 @@ def parity_config(
 
 def train(config: Config, patches: Patches | None = None, steps: int = STEPS) -> Run:
     """Train under the config's layout in fresh ranks."""
-    reports = run_ranks(config.world_size, _train_rank, config, patches or {}, steps)
-    losses, grad_norms, _, _ = reports[0]
-    return Run(losses, grad_norms, _assemble(r[2] for r in reports), _assemble(r[3] for r in reports))
+    return train_all([config], patches, steps)[0]
 
 
-def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[Any, ...]:
+def train_all(configs: Sequence[Config], patches: Patches | None = None, steps: int = STEPS) -> list[Run]:
+    """Train one after the other in the same fresh ranks."""
+    ranks = run_ranks(configs[0].world_size, _train_rank, list(configs), patches or {}, steps)
+    return [
+        Run(*reports[0][:2], _assemble(r[2] for r in reports), _assemble(r[3] for r in reports))
+        for reports in zip(*ranks)
+    ]
+
+
+def _train_rank(_: int, configs: list[Config], patches: Patches, steps: int) -> list[tuple[Any, ...]]:
+    return [_train_one(config, patches, steps) for config in configs]
+
+
+def _train_one(config: Config, patches: Patches, steps: int) -> tuple[Any, ...]:
     with ExitStack() as stack:
         for name, replacement in patches.items():
             stack.enter_context(mock.patch(name, replacement))
@@ -121,6 +133,7 @@ def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[A
         else:
             prepare = partial(prepare_peft, config=config)
             engine = Engine(config, world, config.model.vocabulary_size or 0, objective_of(config), prepare)
+        gate = None if config.peft.method == "none" else TuningGate(engine)
         losses: list[float] = []
         grad_norms: list[float] = []
         gradients: list[Piece] = []
@@ -128,6 +141,8 @@ def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[A
             result = engine.step(microbatches(config, world, step))
             losses.append(result.loss)
             grad_norms.append(result.grad_norm)
+            if gate is not None:
+                gate.after_step(step + 1)
             if step == 0:
                 # Adam's first moment is (1 - beta) × the gradient; every ZeRO stage has pieces of it.
                 prefix = "optimizer.exp_avg."
@@ -141,6 +156,7 @@ def _train_rank(_: int, config: Config, patches: Patches, steps: int) -> tuple[A
             for p in engine.pieces_to_save()
             if not p.name.startswith("optimizer.")
         ]
+        engine.close()
         return losses, grad_norms, gradients, weights
 
 

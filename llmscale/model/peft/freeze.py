@@ -1,12 +1,12 @@
 """Some of the model's own weights are trained, the others stay."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.tuning import PeftSection
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.parameters import declare_parameters
+from llmscale.model.peft.names import half_meant, is_trained
 
 
 def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> None:
@@ -20,10 +20,9 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
         declarations = declare_parameters(chunk)
         for local_name, parameter in chunk.named_parameters():
             names = declarations[local_name].names
-            meant = [name for name in names if any(fnmatchcase(name, p) for p in options.train)]
-            parameter.requires_grad_(bool(meant))
-            if 0 < len(meant) < len(names):
-                message = f"means {meant[0]} alone, which is one tensor with the rest of {', '.join(names)}"
-                problems.append(Problem("peft.train", options.train, f"{message}; name all of them or none"))
+            parameter.requires_grad_(any(is_trained(name, options.train) for name in names))
+            message = half_meant(names, options.train)
+            if message is not None:
+                problems.append(Problem("peft.train", options.train, message))
     if problems:
         raise InputError(problems)

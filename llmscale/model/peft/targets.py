@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 
-from llmscale.config.problems import InputError, Problem
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.parameters import declare_parameters
+from llmscale.model.peft.names import LINEARS, WEIGHT, is_meant
 from llmscale.model.regions import Region
 
 Linear = ColumnParallelLinear | RowParallelLinear
-WEIGHT = ".weight"
-LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
 @dataclass(frozen=True)
@@ -90,29 +87,3 @@ def target_linears(chunk: LanguageModel, patterns: Sequence[str]) -> Iterator[Ta
         if targets:
             assert isinstance(module, Linear)
             yield TargetLinear(local_name, module, targets)
-
-
-def is_meant(name: str, patterns: Sequence[str]) -> bool:
-    """A pattern with `*` is for the whole name, one without for its end."""
-    return not patterns or any(
-        fnmatchcase(name, pattern) if "*" in pattern else f".{name}".endswith(f".{pattern}")
-        for pattern in patterns
-    )
-
-
-def check_targets(names: Sequence[str], patterns: Sequence[str]) -> None:
-    """
-    Args:
-        names: of all linear layers of the model.
-
-    Raises:
-        InputError: a pattern means none of them.
-    """
-    kinds = sorted({name.rpartition(".")[2] for name in names})
-    problems = [
-        Problem("peft.target_modules", pattern, f"is no linear layer of this model: {', '.join(kinds)}")
-        for pattern in patterns
-        if not any(is_meant(name, [pattern]) for name in names)
-    ]
-    if problems:
-        raise InputError(problems)
