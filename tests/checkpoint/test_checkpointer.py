@@ -95,6 +95,17 @@ def test_retention(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [30, 60, 80, 90]
 
 
+def test_retention_spares_what_is_named(tmp_path: Path) -> None:
+    checkpointer = begin(tmp_path, keep_last=1)
+    for step in (10, 20, 30):
+        checkpointer.save(step, pieces_of(step), {}, kept=[10])
+    checkpointer.wait()
+    assert steps_in(tmp_path) == [10, 30]
+    checkpointer.save(40, pieces_of(40), {}, kept=[30])
+    checkpointer.wait()
+    assert steps_in(tmp_path) == [30, 40], "once there is a better one, it goes like any other"
+
+
 def test_damaged_checkpoints_do_not_count_for_retention(tmp_path: Path) -> None:
     checkpointer = begin(tmp_path, keep_last=2)
     save_steps(checkpointer, 1, 2)

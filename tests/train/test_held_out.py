@@ -36,7 +36,7 @@ def labels_that_count(batches: list[Batch]) -> Counter[int]:
 @pytest.mark.parametrize(("replicas", "rows"), [(1, 1), (2, 2), (4, 2)])
 def test_a_pass_reads_each_sample_once(corpus: Path, replicas: int, rows: int) -> None:
     """The last global batch is filled with rows that do not count, however ranks share it out."""
-    train = {"micro_batch_size": rows, "global_batch_size": 8}
+    train: dict[str, object] = {"micro_batch_size": rows, "global_batch_size": 8}
     config = config_with([(corpus, 1)], data={"split": [0.7, 0.3, 0]}, train=train)
     single = config_with([(corpus, 1)], data={"split": [0.7, 0.3, 0]}, train={"global_batch_size": 1})
     with BatchSource(single, "validation", 0, 1) as source:
