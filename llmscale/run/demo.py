@@ -1,11 +1,12 @@
 """`make demo`: the whole path on real text, by the commands that a user would type.
 
-Tokenizer, corpus, training on four ranks, a stop in the middle, the resume, a sample, a report. Tokenizer
-and corpus are made once; every demo trains in a run folder of its own under `demo/runs/`.
+Tokenizer, corpus, training on four ranks, a stop in the middle, the resume, a sample, a report; then
+fine-tuning of that model on questions and answers, with all its weights and with LoRA. Tokenizer and corpus
+are made once; every demo trains in run folders of its own under `demo/runs/`, and leaves its model in
+`demo/model`.
 """
 
 import argparse
-import shlex
 import shutil
 import signal
 import subprocess
@@ -17,33 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.rule import Rule
 
 from llmscale.config.load import load_config
 from llmscale.control.exit_codes import EXIT_SAVED
+from llmscale.run import demo_tuning
+from llmscale.run.demo_data import FOLDER, NOT_LIBRARY, write_demo_data
+from llmscale.run.demo_stage import DemoFailed, command, console, llmscale, once, show, stage
 from llmscale.runtime.metrics import last_metrics, read_metrics
 
 CONFIG = Path("configs/pretrain/tiny.yaml")
-FOLDER = Path("demo")
 TOKENIZER = FOLDER / "tokenizer"
 CORPUS = FOLDER / "corpus" / "stdlib"
+MODEL = FOLDER / "model"
+"""What the newest demo has pretrained, for the configs of fine-tuning to begin from."""
 RUNS = FOLDER / "runs"
 
 VOCABULARY = 8192
 MEASURED_STEPS = 4
 """Steps of the trial run that tells how fast this machine is; the first is left out."""
 FEWEST_STEPS, MOST_STEPS = 12, 400
-NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
-"""Folders of Python's installation that are someone else's code, or data for tests."""
-
-console = Console()
-
-
-class DemoFailed(Exception):
-    """A command did not do what the demo shows."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,11 @@ def demonstrate(minutes: float) -> None:
     check_steps(run, pace.steps)
     stage("6", "let the model write")
     llmscale("generate", str(run), "def ")
-    stage("7", "curves as a page and a picture")
+    stage("7", "curves as a page and a picture, and the model as a folder that transformers loads")
     llmscale("report", str(run))
-    conclude(run, stopped_at, time.perf_counter() - began)
+    export(run)
+    tuned = demo_tuning.fine_tune(MODEL, run, minutes, pace.step_seconds)
+    conclude(run, stopped_at, tuned, time.perf_counter() - began)
 
 
 def make_tokenizer_and_corpus() -> None:
@@ -107,6 +104,14 @@ def make_tokenizer_and_corpus() -> None:
     stage("2", "the corpus: that text as tokens, in Megatron's .bin / .idx")
     made = CORPUS.with_suffix(".idx").exists()
     once(made, "data", "tokenize", *text, "--tokenizer", str(TOKENIZER), "--output", str(CORPUS))
+    write_demo_data()
+
+
+def export(run: Path) -> None:
+    """Leave the model where fine-tuning finds it, in place of an earlier demo's."""
+    if MODEL.exists():
+        shutil.rmtree(MODEL)
+    llmscale("checkpoint", "export", str(run), str(MODEL))
 
 
 def measure_pace(minutes: float, name: str) -> Pace:
@@ -160,7 +165,7 @@ def check_steps(run: Path, steps: int) -> None:
         raise DemoFailed(f"{run / 'metrics.jsonl'} has steps {found}, not 1 to {steps}")
 
 
-def conclude(run: Path, stopped_at: int, seconds: float) -> None:
+def conclude(run: Path, stopped_at: int, tuned: Sequence[demo_tuning.Tuned], seconds: float) -> None:
     metrics = read_metrics(run)
     first, last = metrics[0], metrics[-1]
     speed = median(line["tokens_per_second"] for line in metrics)
@@ -170,45 +175,14 @@ def conclude(run: Path, stopped_at: int, seconds: float) -> None:
         f"{last['step']} steps, {last['tokens']:,} tokens: loss {first['loss']:.2f} → {last['loss']:.2f}, "
         f"{speed:,.0f} tokens/s on {ranks} ranks",
         f"Stopped after step {stopped_at} (exit {EXIT_SAVED}), resumed at {stopped_at + 1}: each step once",
-        f"Look at [b]{run}/report.html[/] and loss.png there",
+        *(demo_tuning.told(one) for one in tuned),
+        f"Look at [b]{run}/report.html[/] and loss.png there; the model is in [b]{MODEL}/[/]",
         f"Next: [b]source .venv/bin/activate; llmscale train {CONFIG}[/]",
+        f"      [b]llmscale train {demo_tuning.LORA}[/]",
     )
     console.print()
     title = f"what happened, in {seconds / 60:.1f} minutes"
     console.print(Panel("\n".join(lines), title=title, border_style="green"))
-
-
-def stage(number: str, title: str) -> None:
-    console.print()
-    console.print(Rule(f"[bold]{number} · {escape(title)}", align="left"))
-
-
-def once(made: bool, *arguments: str) -> None:
-    """Run a command whose result the demo keeps, unless it is there already."""
-    if made:
-        console.print("[dim]there from an earlier demo; `rm -r demo` to make it again[/]")
-    else:
-        llmscale(*arguments)
-
-
-def llmscale(*arguments: str) -> None:
-    """Run `llmscale` with `arguments`, its output on this terminal.
-
-    Raises:
-        DemoFailed: it did not end with exit code 0.
-    """
-    show(arguments)
-    code = subprocess.run(command(arguments), check=False).returncode
-    if code:
-        raise DemoFailed(f"`llmscale {shlex.join(arguments)}` ended with exit code {code}")
-
-
-def show(arguments: Sequence[str]) -> None:
-    console.print(f"[bold cyan]$ llmscale {escape(shlex.join(arguments))}", soft_wrap=True, highlight=False)
-
-
-def command(arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "llmscale", *arguments]
 
 
 if __name__ == "__main__":

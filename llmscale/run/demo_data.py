@@ -25,7 +25,7 @@ FEWEST_FILES = 10
 TABLES = ("encodings", "pydoc_data")
 """Packages that are tables more than code."""
 PIECE_CHARACTERS, SHORTEST_PIECE = 800, 300
-MOST_PIECES = {"train": 400, "validation": 100}
+MOST_PIECES = {"train": 300, "validation": 80}
 """Of a package, so that no label is much more frequent than another."""
 VALIDATION_SHARE = 0.2
 """Of a package's files, by size."""
@@ -87,7 +87,7 @@ def _files_of_split(package: Path, split: str) -> Iterator[Path]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Whole lines that together have about `PIECE_CHARACTERS`; what is left at the end, if it is long enough."""
+    """Whole lines, together about `PIECE_CHARACTERS`; what is left at the end, if it is long enough."""
     lines: list[str] = []
     for line in text.splitlines(keepends=True):
         lines.append(line)

@@ -35,18 +35,21 @@ class DocumentedFunction:
 
 
 def write_docstrings(files: Iterable[Path], folder: Path) -> dict[str, int]:
-    """Write `train.jsonl` and `validation.jsonl`; returns how many conversations each has."""
-    splits: dict[str, list[Conversation]] = {"train": [], "validation": []}
+    """Write `train.jsonl` and `validation.jsonl`, each conversation once and in one of them; returns how many
+    each has."""
+    training: dict[str, None] = {}
+    validation: dict[str, None] = {}
     for file in files:
         text = file.read_text("utf-8", "replace")
         chosen = int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), 16) % VALIDATION_FILES
+        found = training if chosen else validation
         for function in documented_functions(text):
-            splits["train" if chosen else "validation"] += conversations(function)
-    for split, found in splits.items():
+            found |= {json.dumps(conversation): None for conversation in conversations(function)}
+    splits = {"train": list(training), "validation": [line for line in validation if line not in training]}
+    for split, lines in splits.items():
         with replace_file(folder / f"{split}.jsonl") as output:
-            for conversation in found:
-                output.write(json.dumps(conversation).encode() + b"\n")
-    return {split: len(found) for split, found in splits.items()}
+            output.writelines(line.encode() + b"\n" for line in lines)
+    return {split: len(lines) for split, lines in splits.items()}
 
 
 def documented_functions(text: str) -> Iterator[DocumentedFunction]:
