@@ -51,7 +51,8 @@ class Generator:
         """The new tokens of each prompt, the end token included where it came. Collective; all ranks of a
         model replica give the same arguments and get the same result.
 
-        A text ends with one of `options.end_ids`, after `options.max_new_tokens`, or where the positions are full.
+        A text ends with one of `options.end_ids`, after `options.max_new_tokens`, or where the positions are
+        full.
 
         Raises:
             ValueError: no prompt, an empty one, or one that leaves no position free.
