@@ -13,9 +13,9 @@ class ColumnParallelLinear(MegatronColumnParallelLinear):
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, None]:
-        self.skip_bias_add = (
-            self.bias is not None and self.bias.requires_grad and not self.weight.requires_grad
-        )
+        own = self.weight
+        is_frozen = own is not None and not own.requires_grad
+        self.skip_bias_add = self.bias is not None and self.bias.requires_grad and is_frozen
         output, bias = super().forward(input_, weight, runtime_gather_output)
         return output if bias is None else output + bias, None
 

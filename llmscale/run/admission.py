@@ -6,6 +6,7 @@ from pathlib import Path
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.data.checks import check_data, resolved_vocabulary_size
+from llmscale.model.peft.names import pattern_problems
 from llmscale.plan.devices import RANK_OVERHEAD, USABLE, Device, device_named
 from llmscale.plan.memory import fullest_rank
 from llmscale.plan.neighbours import what_fits
@@ -29,6 +30,7 @@ def check_run(config: Config, before: Mapping[Path, Config] | None = None) -> li
     before = before or {}
     folder = config.run_folder
     problems = check_data(config) + check_folder(folder)
+    problems += pattern_problems(config.model, config.peft)
     committed = committed_step(folder)
     problems += check_resume(config, folder, committed)
     if committed is None or config.checkpoint.resume == "never":

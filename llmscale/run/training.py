@@ -22,6 +22,7 @@ from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
 from llmscale.engine.engine import Engine
 from llmscale.engine.operations import use_prebuilt_operations
+from llmscale.engine.trained import trained_parameters
 from llmscale.model.build import DTYPES
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
 from llmscale.objectives.objective import Objective
@@ -104,7 +105,7 @@ def _train(recipe: Recipe, environment: RankEnvironment, world: World) -> bool:
         _meter(config, world, vocabulary_size),
         position,
         Best.of(progress),
-        _start(config, world, position, vocabulary_size),
+        _start(config, engine, position, vocabulary_size),
     )
     return loop.run()
 
@@ -169,7 +170,12 @@ def _meter(config: Config, world: World, vocabulary_size: int) -> Meter:
     return Meter(flops, peak and peak * world.layout.world_size, world.device)
 
 
-def _start(config: Config, world: World, position: Position, vocabulary_size: int) -> RunStart:
+def _start(config: Config, engine: Engine, position: Position, vocabulary_size: int) -> RunStart:
+    world = engine.world
+    own = [engine.declarations[name] for name in engine.parameters]
+    facts: dict[str, object] = {"layout": world.layout.describe(), "device": str(world.device)}
+    if config.peft.method != "none":
+        facts |= {"peft": config.peft.method, "trained_parameters": trained_parameters(own, world)}
     return RunStart(
         step=position.step,
         steps=config.train.stop_at or config.train.steps,
@@ -179,5 +185,5 @@ def _start(config: Config, world: World, position: Position, vocabulary_size: in
         parameters=model_parameters(
             config.model, vocabulary_size, config.train.sequence_length, config.outputs
         ).total,
-        facts={"layout": world.layout.describe(), "device": str(world.device)},
+        facts=facts,
     )

@@ -21,6 +21,7 @@ from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord
 from llmscale.runtime.meter import Meter
 from llmscale.runtime.preempt import agreed
 from llmscale.train.best import Best
+from llmscale.train.gates import TuningGate
 from llmscale.train.validation import Validator
 
 
@@ -71,6 +72,8 @@ class TrainingLoop:
         self.best = best
         self.start = start
         self.last_step = config.train.stop_at or config.train.steps
+        is_tuned_anew = config.peft.method != "none" and position.step == 0
+        self.gate = TuningGate(engine) if is_tuned_anew else None
 
     def run(self) -> bool:
         """Train; returns whether the run is complete (False: a signal came, and the state is saved)."""
@@ -115,6 +118,8 @@ class TrainingLoop:
         if not math.isfinite(result.loss):
             self._refuse_loss(result.loss)
         self.position.step += 1
+        if self.gate is not None:
+            self.gate.after_step(self.position.step)
         self.position.samples += global_batch_size
         self.position.tokens += result.tokens
         self.hooks.on_step(self._record(result))

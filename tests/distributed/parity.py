@@ -113,7 +113,7 @@ def train_all(configs: Sequence[Config], patches: Patches | None = None, steps: 
     """Train one after the other in the same fresh ranks."""
     ranks = run_ranks(configs[0].world_size, _train_rank, list(configs), patches or {}, steps)
     return [
-        Run(*reports[0][:2], _assemble(r[2] for r in reports), _assemble(r[3] for r in reports))
+        Run(reports[0][0], reports[0][1], _assemble(r[2] for r in reports), _assemble(r[3] for r in reports))
         for reports in zip(*ranks)
     ]
 

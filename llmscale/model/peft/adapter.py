@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -49,10 +50,12 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
     for chunk in chunks:
         for local_name, module in list(chunk.named_modules()):
             if isinstance(module, SelfAttention):
-                like, layer_number, kind = module.linear_qkv.weight, module.layer_number, "attention"
+                like, layer_number, kind = module.linear_proj.weight, module.layer_number, "attention"
             elif isinstance(module, FeedForward):
-                like, kind = module.linear_fc1.weight, "mlp"
-                layer_number = chunk.get_submodule(local_name.rpartition(".")[0]).layer_number
+                like, kind = module.linear_fc2.weight, "mlp"
+                layer = chunk.get_submodule(local_name.rpartition(".")[0])
+                assert isinstance(layer, TransformerLayer)
+                layer_number = layer.layer_number
             else:
                 continue
             group, is_partial = chunk.world.tensor_group, chunk.config.sequence_parallel

@@ -27,13 +27,15 @@ class DoraUpdate(LoraUpdate):
 
     def __init__(self, chunk: LanguageModel, found: TargetLinear, options: PeftSection) -> None:
         super().__init__(chunk, found, options)
-        weight = found.linear.weight
+        weight = found.weight
         for target in found.targets:
             magnitude_O = torch.nn.Parameter(self._norm(weight, target).to(weight))
             self.register_parameter(f"magnitude_{target.short_name}", magnitude_O)
 
     def forward(self, input_SBI: Tensor, output_SBO: Tensor, base: Linear) -> Tensor:
-        weight, one = base.weight, torch.ones_like(base.weight[:, 0])
+        weight = base.weight
+        assert weight is not None
+        one = torch.ones_like(weight[:, 0])
         parts, end = [], 0
         for target in self.targets:
             magnitude = self._whole(getattr(self, f"magnitude_{target.short_name}"))

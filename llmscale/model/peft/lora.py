@@ -47,12 +47,12 @@ class LoraUpdate(torch.nn.Module):
         self.targets = found.targets
         self.scale = options.alpha / (math.sqrt(options.rank) if options.rslora else options.rank)
         self.dropout = torch.nn.Dropout(options.dropout)
-        self.outputs = found.linear.weight.shape[0]
+        self.outputs = found.weight.shape[0]
         self.is_column_parallel = isinstance(found.linear, ColumnParallelLinear)
         self.sequence_parallel = chunk.config.sequence_parallel
         self.group = chunk.world.tensor_group
-        like = {"dtype": found.linear.weight.dtype, "device": found.linear.weight.device}
-        inputs = found.linear.weight.shape[1]
+        like = {"dtype": found.weight.dtype, "device": found.weight.device}
+        inputs = found.weight.shape[1]
         for target in found.targets:
             down_RI = torch.zeros(options.rank, inputs, **like)
             up_OR = torch.zeros(target.rows, options.rank, **like)

@@ -27,8 +27,8 @@ class Prefix(torch.nn.Module):
         super().__init__()
         self.heads, self.head_size = attention.kv_heads, attention.head_size
         shape = (tokens, self.heads * self.head_size)
-        for kind in ("keys", "values"):
-            self.register_parameter(kind, torch.nn.Parameter(like.new_zeros(shape)))
+        self.keys = torch.nn.Parameter(like.new_zeros(shape))
+        self.values = torch.nn.Parameter(like.new_zeros(shape))
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, [P, K, D] each."""
@@ -44,7 +44,8 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
             chunk.rotary_table.extend(options.virtual_tokens)
         for local_name, module in list(chunk.named_modules()):
             if isinstance(module, SelfAttention):
-                module.prefix = Prefix(module, options.virtual_tokens, module.linear_qkv.weight)
+                like = module.linear_proj.weight
+                module.prefix = Prefix(module, options.virtual_tokens, like)
                 _declare(chunk, module, f"{local_name}.prefix", seed)
 
 

@@ -67,19 +67,19 @@ def put_before_texts(chunk: LanguageModel, virtual: torch.nn.Module) -> None:
     """Have `virtual(numbers)` embed the placeholders."""
     words = chunk.embedding.word_embeddings
     words.virtual = virtual
+    read: list[Tensor] = []
 
     def without_placeholders(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        words.placeholders_BS = inputs[0]
+        read.append(inputs[0])
         return (inputs[0].clamp(min=0), *inputs[1:])
 
     def with_virtual(_: torch.nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
-        tokens, words.placeholders_BS = words.placeholders_BS, None
+        tokens = read.pop()
         if words.reduce_scatter_embeddings:
             # Each tensor rank has its part of the sequence, [S / ranks, B, H].
             tokens = tokens.T.chunk(chunk.world.tensor_group.size())[chunk.world.coordinates.tensor]
         is_virtual = tokens < 0
         return torch.where(is_virtual[..., None], virtual((-1 - tokens).clamp(min=0)), embedded)
 
-    words.placeholders_BS = None
     words.register_forward_pre_hook(without_placeholders)
     words.register_forward_hook(with_virtual)

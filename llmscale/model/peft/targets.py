@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.layers import RowParallelLinear
+from torch import Tensor
 
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.parameters import declare_parameters
@@ -70,6 +71,12 @@ class TargetLinear:
     local_name: str
     linear: Linear
     targets: tuple[Target, ...]
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the layer, [O, I]."""
+        assert self.linear.weight is not None
+        return self.linear.weight
 
 
 def target_linears(chunk: LanguageModel, patterns: Sequence[str]) -> Iterator[TargetLinear]:

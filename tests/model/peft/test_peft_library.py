@@ -1,4 +1,4 @@
-"""Methods that the peft library has: from the same weights its losses over 20 steps, and its tensors' names."""
+"""Methods that the peft library has: from the same weights its losses over 20 steps, and its tensors."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -132,7 +132,7 @@ def ours(config: Config) -> Outcome:
 
 
 def batch_of(config: Config, step: int) -> Batch:
-    """A step's texts after the placeholders that the method wants, the first token learned only after them."""
+    """A step's texts after the placeholders that the method wants."""
     virtual = virtual_tokens(config.peft)
     placeholders = -1 - torch.arange(virtual).expand(ROWS, -1)
     tokens = torch.cat((placeholders, texts(step)), dim=1)
