@@ -36,6 +36,8 @@ def test_states_under_zero() -> None:
         assert memory.optimizer == 12 * count / 4
     memory = rank_memory(config(train={"precision": "fp32"}), VOCABULARY, 0)
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * count, 4 * count, 12 * count / 4)
+    pulled = rank_memory(config(optimizer={"distance_penalty": 0.1}), VOCABULARY, 0)
+    assert pulled.optimizer == 16 * count / 4, "the starting weights are kept too"
 
 
 def test_offloaded_states_are_in_main_memory() -> None:
