@@ -1,6 +1,6 @@
 """Runs with PEFT: small models and adapters, and what our ranks and the peft library compute with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ TP2 = ("parallel.tensor=2", "cluster.processes_per_node=2")
 PP2 = ("parallel.pipeline=2", "cluster.processes_per_node=2")
 ZERO3 = ("zero.stage=3", "cluster.processes_per_node=2")
 MODELS = {"llama": ("model.kv_heads=2",), "gpt2": ("model.family=gpt2",)}
+TARGETS = {"llama": ("q_proj", "v_proj", "down_proj"), "gpt2": ("c_attn", "mlp.c_proj")}
 POSITIONS, VIRTUAL, VOCABULARY, NEW_TOKENS = 48, 5, 1000, 6
 PROMPTS = ([5, 17, 400], [999, 3, 77, 12, 250, 31, 8])
 LAYOUTS: dict[str, ParallelSection] = {
@@ -40,15 +41,15 @@ def of_model(family: str) -> tuple[str, ...]:
     return (*MODELS[family], f"model.max_positions={POSITIONS}")
 
 
-def of_method(method: str, base: Path) -> tuple[str, ...]:
+def of_method(method: str, base: Path, family: str = "llama") -> tuple[str, ...]:
     """Overrides that tune the model in `base`, hard enough for a mistake to show."""
     own = {
-        "lora": ("peft.rank=4", "peft.target_modules=[q_proj, v_proj, down_proj, c_attn, c_proj]"),
+        "lora": ("peft.rank=4", f"peft.target_modules=[{', '.join(TARGETS[family])}]"),
         "dora": ("peft.rank=4",),
         "prefix_tuning": (f"peft.virtual_tokens={VIRTUAL}",),
         "prompt_tuning": (f"peft.virtual_tokens={VIRTUAL}",),
         "p_tuning": (f"peft.virtual_tokens={VIRTUAL}",),
-        "freeze": ("peft.train=['*norm*', '*ln_*']",),
+        "freeze": ("peft.train=['*norm*']",),
     }
     return (f"train.init_from={base}", f"peft.method={method}", "optimizer.lr=0.05", *own.get(method, ()))
 
@@ -120,7 +121,7 @@ class Peer:
     def logits(self, tokens: Tensor) -> Tensor:
         return self.model(tokens).logits[:, -tokens.shape[1] :]
 
-    def likeliest(self, texts: Mapping[int, Sequence[int]] | Sequence[Sequence[int]]) -> list[list[int]]:
+    def likeliest(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
         """What it would have gone on with at each place of the texts that follow the prompts."""
         found = []
         for prompt, text in zip(PROMPTS, texts):
