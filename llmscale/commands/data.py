@@ -117,15 +117,35 @@ def tokenize_command(
 
 @app.command("inspect")
 def inspect_command(
-    corpus: Annotated[
-        Path, typer.Argument(help="Corpus: its path without .bin and .idx.", show_default=False)
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="A config (.yaml), or a corpus: its path without .bin and .idx.", show_default=False
+        ),
     ],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The tokenizer that made it.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", "-t", help="Of a corpus: the tokenizer that made it.")
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=0, help="Samples to show.")] = 3,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens of a sample.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Of a config: write all of it as a page, too.")] = None,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Of a corpus: tokens of a sample.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of a corpus: seed of the order.")] = 0,
 ) -> None:
-    """Show a corpus in figures, and samples of it as training reads them, coloured by loss mask."""
+    """Show what is trained on: figures, what is suspicious, and samples with the tokens that are learned."""
+    from llmscale.config.problems import InputError, Problem  # noqa: PLC0415 -- --help stays fast
+
+    if target.suffix in (".yaml", ".yml"):
+        _inspect_config(target, overrides or [], samples, html)
+    elif tokenizer is None:
+        raise InputError([Problem("--tokenizer", None, "says which tokens a corpus holds; name its folder")])
+    else:
+        _inspect_corpus(target, tokenizer, samples, sequence_length, seed)
+
+
+def _inspect_corpus(corpus: Path, tokenizer: Path, samples: int, sequence_length: int, seed: int) -> None:
     from llmscale.data.inspect import corpus_facts, read_samples  # noqa: PLC0415 -- imports Megatron, seconds
 
     console = Console()
@@ -137,6 +157,22 @@ def inspect_command(
                 text, style="green" if counts else "red strike", end="", markup=False, highlight=False
             )
         console.print()
+
+
+def _inspect_config(path: Path, overrides: list[str], samples: int, html: Path | None) -> None:
+    from llmscale.config.load import load_config  # noqa: PLC0415 -- --help stays fast
+    from llmscale.data.files import replace_file  # noqa: PLC0415
+    from llmscale.data.inspect_examples import inspect_config  # noqa: PLC0415
+    from llmscale.data.inspect_html import inspection_page  # noqa: PLC0415
+    from llmscale.data.inspect_terminal import show_inspection  # noqa: PLC0415
+
+    found = inspect_config(load_config(path, overrides), samples)
+    title = f"Data of {path}"
+    _print_table(title, found.facts)
+    show_inspection(found, Console())
+    if html is not None:
+        with replace_file(html) as file:
+            file.write(inspection_page(title, found).encode())
 
 
 def _print_table(title: str, rows: list[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
@@ -19,7 +20,7 @@ from llmscale.config.schema import Config, CorpusEntry
 from llmscale.data.corpus import documents_of_split, entries_of_split
 from llmscale.data.encoding import REASONS, Encoded, LeftOut, RecordEncoder, record_encoder
 from llmscale.data.examples import INFO, Example, write_examples
-from llmscale.data.records import RecordSource, Unreadable, record_source
+from llmscale.data.records import Record, RecordSource, Unreadable, record_source
 from llmscale.data.sources import BadText
 
 VERSION = 1
@@ -93,6 +94,20 @@ def prepare_examples(config: Config, folder: Path) -> dict[str, JsonValue]:
     return summary
 
 
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """What `prepare_examples` tells, a line a part."""
+    lines = []
+    for name, counts in summary.items():
+        left_out = [
+            f"{times:,} {reason.replace('_', ' ')}" for reason, times in counts["left_out"].items() if times
+        ]
+        changed = [f"{times:,}: {note}" for note, times in counts["notes"].items()]
+        told = f"; left out {', '.join(left_out)}" if left_out else ""
+        told += f"; {'; '.join(changed)}" if changed else ""
+        lines.append(f"{name}: {counts['examples']:,} examples of {counts['records']:,} records{told}")
+    return lines
+
+
 class Unusable(Exception):
     """Too few of the records can be trained on; the message says why."""
 
@@ -136,7 +151,7 @@ def _examples(
     Raises:
         Unusable: at the end, if most records were not.
     """
-    for line, outcome in outcomes(encoder, source, entry, wanted):
+    for line, _, outcome in outcomes(encoder, source, entry, wanted):
         counts.add(line, outcome)
         if isinstance(outcome, Encoded):
             yield outcome.example
@@ -147,8 +162,8 @@ def _examples(
 
 def outcomes(
     encoder: RecordEncoder, source: RecordSource, entry: CorpusEntry, wanted: np.ndarray
-) -> Iterator[tuple[int, Encoded | LeftOut]]:
-    """What becomes of each record of `source` whose number is in `wanted`, with its line."""
+) -> Iterator[tuple[int, Record | Unreadable, Encoded | LeftOut]]:
+    """Line, record, and what becomes of it, for each of `source` whose number is in `wanted`."""
     of_split = np.zeros(int(wanted.max(initial=-1)) + 1, bool)
     of_split[wanted] = True
     chosen = (found for found, is_wanted in zip(source, of_split) if is_wanted)
@@ -156,7 +171,8 @@ def outcomes(
         readable = [record for _, record in batch if not isinstance(record, Unreadable)]
         encoded = iter(encoder.encode(readable, entry.fields))
         for line, record in batch:
-            yield line, LeftOut("bad", record.message) if isinstance(record, Unreadable) else next(encoded)
+            is_unreadable = isinstance(record, Unreadable)
+            yield line, record, LeftOut("bad", record.message) if is_unreadable else next(encoded)
 
 
 def _why(counts: Counts, unusable: int) -> str:

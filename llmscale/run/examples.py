@@ -13,7 +13,7 @@ from llmscale.data.corpus import entries_of_split, read_index, share_of_document
 from llmscale.data.example_rows import ExampleRows
 from llmscale.data.examples import ExampleSet
 from llmscale.data.loader import VALIDATION_SEED, BatchSource, SplitName
-from llmscale.data.prepare import prepare_examples
+from llmscale.data.prepare import prepare_examples, summary_lines
 from llmscale.data.row import RowSource
 from llmscale.model.peft.table import virtual_tokens
 from llmscale.parallel.world import World
@@ -41,7 +41,9 @@ def open_examples(config: Config, world: World) -> Iterator[ExampleData]:
     """
     folder = config.run_folder / FOLDER
     agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-    agreement.decide(None, lambda _: prepare_examples(config, folder))
+    summary = agreement.decide(None, lambda _: prepare_examples(config, folder))
+    if world.rank == 0:
+        print(*summary_lines(summary), sep="\n", flush=True)
     blend = training_blend(config, folder)
     config = _with_steps(config, blend)
     replica = (world.coordinates.data, world.layout.data)
