@@ -74,8 +74,7 @@ def main() -> None:
 
 
 def arguments(workload: TuningWorkload, folder: str) -> SFTConfig:
-    # Rows that are packed it lays end to end; one at a time is its fastest on a CPU, where each token is
-    # scored against all of the others' too.
+    # Packed rows of a microbatch it lays end to end into one sequence, whose attention grows with its square.
     rows = 1 if workload.packing else workload.micro_batch_size
     return SFTConfig(
         output_dir=folder,
