@@ -57,6 +57,11 @@ def sections_of_task(config: Config) -> Iterator[Problem]:
         if config.data.replay is not None:
             message = "is for sft; in pretraining a corpus more in data.train is the same"
             yield Problem("data.replay", "{…}", message)
+        if config.peft.placeholders:
+            message = (
+                "puts learned tokens before texts, and a pretraining row has no beginning; take task=sft"
+            )
+            yield Problem("peft.method", config.peft.method, message)
     if config.task == "classify":
         for key, value in (("data.replay", config.data.replay), ("train.generate", config.train.generate)):
             if value is not None:

@@ -9,7 +9,6 @@ from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.base import DESCRIBED, Base, find_base, newest_committed
 from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.tuned import PEFT, VOCABULARY, tuning_options
-from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import CheckpointSection, Config
 from llmscale.config.tuning import PeftSection
 from llmscale.data.checks import resolved_vocabulary_size
@@ -73,17 +72,12 @@ def prepare_model(config: Config, checkpoints: CheckpointSection, agreement: Agr
     if config.peft.method == "none":
         return Preparation(config, agreement, None)
     found = agreement.decide(None, lambda _: _find_base(config, checkpoints.resume == "never"))
-    if "problems" in found:
-        raise InputError([Problem(*problem) for problem in found["problems"]])
     return Preparation(config, agreement, Base.in_description(found))
 
 
 def _find_base(config: Config, from_scratch: bool) -> dict[str, JsonValue]:
-    """Rank 0: the base as a description has it, or what stands against it."""
+    """Rank 0: the base as a description has it."""
     assert config.train.init_from is not None
     newest = None if from_scratch else newest_committed(config.run_folder)
     known = newest and newest.manifest and Base.in_description(newest.manifest.description)
-    try:
-        return {DESCRIBED: find_base(config.train.init_from, known).described()}
-    except InputError as error:
-        return {"problems": [[found.key, str(found.value), found.message] for found in error.problems]}
+    return {DESCRIBED: find_base(config.train.init_from, known).described()}
