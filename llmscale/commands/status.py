@@ -146,7 +146,8 @@ def first_line(text: str) -> str:
 
 def _numbers(found: RunStatus) -> tuple[str, str, str, str]:
     """Step, loss, speed and time left."""
-    step, metrics = f"{found.step}/{found.steps}", found.metrics
+    steps = "?" if found.steps is None else found.steps
+    step, metrics = f"{found.step}/{steps}", found.metrics
     if not metrics:
         return step, "-", "-", "-"
     left = "-" if found.seconds_left is None else duration(found.seconds_left)

@@ -246,7 +246,8 @@ def batch_divides(config: Config) -> Iterator[Problem]:
 
 def schedule_fits(config: Config) -> Iterator[Problem]:
     optimizer, steps = config.optimizer, config.train.steps
-    if optimizer.schedule == "wsd" and optimizer.warmup_steps + (optimizer.decay_steps or 0) > steps:
+    is_too_long = optimizer.warmup_steps + (optimizer.decay_steps or 0) > steps
+    if optimizer.schedule == "wsd" and is_too_long and config.train.epochs is None:
         yield Problem(
             "optimizer.decay_steps",
             optimizer.decay_steps,
@@ -274,7 +275,7 @@ def training_data_named(config: Config) -> Iterator[Problem]:
 
 def stop_within_schedule(config: Config) -> Iterator[Problem]:
     stop = config.train.stop_at
-    if stop and stop > config.train.steps:
+    if stop and stop > config.train.steps and config.train.epochs is None:
         yield Problem("train.stop_at", stop, f"is beyond train.steps = {config.train.steps}")
 
 

@@ -185,6 +185,11 @@ class TrainSection(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, the core attention, or every layer."""
 
+    @property
+    def last_step(self) -> int:
+        """That a run ends with, unless it stops early. Under `epochs` only the data tells the steps."""
+        return min(self.steps, self.stop_at or self.steps)
+
 
 class OptimizerSection(Section):
     @classmethod

@@ -64,7 +64,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         return [*rows, ("steps", "none yet")]
     last = run.metrics[-1]
     rows += [
-        ("steps", f"{last['step']} of {run.config.train.steps}"),
+        ("steps", f"{last['step']} of {last.get('steps', run.config.train.last_step)}"),
         ("tokens", quantity(last["tokens"])),
         ("loss", f"{run.metrics[0]['loss']:.4f} → {last['loss']:.4f}"),
     ]

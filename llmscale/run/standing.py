@@ -28,7 +28,9 @@ SPEED_STEPS = 20
 VERDICTS = (1, 2, 3)
 """Exit codes that the run itself ends with when it fails."""
 MARKER = "COMMITTED"
-_STEPS = re.compile(r"^train:\n(?:[ ].*\n)*?  steps: (\d+)\n  stop_at: (\d+|null)\n", re.MULTILINE)
+_STEPS = re.compile(
+    r"^train:\n(?:[ ].*\n)*?  steps: (\d+)\n(?:  epochs: (.+)\n)?  stop_at: (\d+|null)\n", re.MULTILINE
+)
 _FOLDER = re.compile(r"^step-(\d{8,})$")
 
 State = Literal[
@@ -59,7 +61,8 @@ class RunStatus:
     reason: str | None
     """Why it waits, or why it ended as it did."""
     step: int
-    steps: int
+    steps: int | None
+    """That it ends with; None while that is not known (`train.epochs`, before the first step)."""
     saved: int | None
     """Step of the newest checkpoint."""
     metrics: dict[str, Any]
@@ -74,7 +77,7 @@ class RunStatus:
     """Where the scheduler has put it."""
     depends_on: list[str]
     seconds_left: float | None
-    """By the speed of the last steps; None for a run that does not run."""
+    """By the speed of the last steps; None for a run that does not run, or whose end is not known."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,9 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
     waits = state == "starting" or (state == "pending" and reason == "Dependency")
     if waits and job and job.depends_on and not starts:
         state, reason = "pending", f"waits for {', '.join(Path(run).name for run in job.depends_on)}"
-    step, steps = int(files.metrics.get("step", 0)), last_step(files.folder)
+    step = int(files.metrics.get("step", 0))
+    steps = step if state == "done" and step else last_step(files.folder) or files.metrics.get("steps")
+    is_counted = state == "running" and steps is not None
     return RunStatus(
         name=files.folder.name,
         folder=files.folder,
@@ -177,7 +182,7 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
         job=job,
         nodes=known.nodes if known else files.agent.host if files.agent else None,
         depends_on=job.depends_on if job else [],
-        seconds_left=(steps - step) * _step_seconds(files.folder) if state == "running" else None,
+        seconds_left=(steps - step) * _step_seconds(files.folder) if is_counted else None,
     )
 
 
@@ -244,14 +249,17 @@ def _over(files: _Files, ending: Event | None, job: JobState | None) -> tuple[St
     return "gone", job.reason if job and job.reason else "its processes ended without a word"
 
 
-def last_step(folder: Path) -> int:
-    """The step that the run ends with, from the few lines of `config.yaml` that tell."""
+def last_step(folder: Path) -> int | None:
+    """The step that the run ends with, from the few lines of `config.yaml` that tell; None where they do not,
+    because it goes by epochs."""
     text = (folder / CONFIG_NAME).read_text()
     found = _STEPS.search(text)
     if found is None:
         train = read_resolved(folder / CONFIG_NAME).train
-        return min(train.steps, train.stop_at or train.steps)
-    steps, stop_at = int(found[1]), found[2]
+        return train.last_step if train.epochs is None else None
+    steps, epochs, stop_at = int(found[1]), found[2], found[3]
+    if epochs not in (None, "null"):  # a config of before has no such line
+        return None
     return steps if stop_at == "null" else min(steps, int(stop_at))
 
 

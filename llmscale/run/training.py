@@ -178,7 +178,7 @@ def _start(config: Config, engine: Engine, position: Position, vocabulary_size: 
         facts |= {"peft": config.peft.method, "trained_parameters": trained_parameters(own, world)}
     return RunStart(
         step=position.step,
-        steps=config.train.stop_at or config.train.steps,
+        steps=config.train.last_step,
         samples=position.samples,
         tokens=position.tokens,
         world_size=world.layout.world_size,

@@ -21,13 +21,15 @@ Metrics = dict[str, Any]
 
 
 class MetricsWriter(Hook):
-    """Writes every `every`th step, and always the last one of the run."""
+    """Writes every `every`th step, and the last one wherever the run ends."""
 
     def __init__(self, run_folder: Path, every: int = 1) -> None:
         self.run_folder = run_folder
         self.every = every
         self.last_step = 0
         self.file: BinaryIO | None = None
+        self.unwritten: StepRecord | None = None
+        """The newest step, while it has no line."""
 
     def on_start(self, start: RunStart) -> None:
         supersede_after(self.run_folder, start.step)
@@ -35,21 +37,32 @@ class MetricsWriter(Hook):
         self.file = (self.run_folder / FILE_NAME).open("ab", buffering=0)
 
     def on_step(self, record: StepRecord) -> None:
-        if self.file and (record.step % self.every == 0 or record.step == self.last_step):
-            self.file.write(as_line(record))
+        self.unwritten = record
+        if record.step % self.every == 0 or record.step == self.last_step:
+            self._write()
+
+    def _write(self) -> None:
+        if self.file and self.unwritten is not None:
+            self.file.write(as_line(self.unwritten, self.last_step))
+            self.unwritten = None
 
     def on_end(self, step: int, preempted: bool) -> None:
+        self._write()
         if self.file:
             os.fsync(self.file.fileno())
             self.file.close()
             self.file = None
 
 
-def as_line(record: StepRecord) -> bytes:
-    """The record as one JSON line; what is not finite stands as `NaN` or `Infinity`, as Python reads it."""
+def as_line(record: StepRecord, last_step: int) -> bytes:
+    """The record as one JSON line; what is not finite stands as `NaN` or `Infinity`, as Python reads it.
+
+    Args:
+        last_step: that the run ends with, as it is planned; its config does not tell under `train.epochs`.
+    """
     fields = asdict(record)
     extra = fields.pop("extra")
-    return (json.dumps({**fields, **extra}) + "\n").encode()
+    return (json.dumps({**fields, "steps": last_step, **extra}) + "\n").encode()
 
 
 def supersede_after(run_folder: Path, step: int) -> int:

@@ -65,7 +65,8 @@ class Progress(Watcher):
     """Shows a run until `close`; used as a context manager."""
 
     def __init__(self, config: Config, folder: Path, console: Console) -> None:
-        self.steps = min(config.train.steps, config.train.stop_at or config.train.steps)
+        self.steps = config.train.last_step
+        """Until the ranks say more: under `train.epochs` only they know."""
         self.console = console
         self.metrics = Follower(folder / metrics.FILE_NAME)
         self.events = Follower(folder / events.FILE_NAME)
@@ -99,12 +100,15 @@ class Progress(Watcher):
             self._read()
 
     def _read(self, last: bool = False) -> None:
-        for event in self.events.new():
-            if event["event"] in ("resumed", "saved", "validated", "stopped_early"):
-                self.say(describe_event(event["event"], event["step"], event))
         for record in self.metrics.new():
             self.latest = record
             self.recent.append(record["step_seconds"])
+            self.steps = record.get("steps", self.steps)
+        for event in self.events.new():
+            if event["event"] in ("resumed", "tuned", "saved", "validated", "stopped_early"):
+                self.say(describe_event(event["event"], event["step"], event))
+            if event["event"] == "stopped_early":
+                self.steps = event["step"]
         if self.live:
             self.live.update(self._bar() if self.latest else self.spinner, refresh=True)
         elif self.lines and self.latest and (last or time.monotonic() >= self.next_line):

@@ -71,7 +71,7 @@ class TrainingLoop:
         self.position = position
         self.best = best
         self.start = start
-        self.last_step = config.train.stop_at or config.train.steps
+        self.last_step = config.train.last_step
         is_tuned_anew = config.peft.method != "none" and position.step == 0
         self.gate = TuningGate(engine) if is_tuned_anew else None
 

@@ -5,13 +5,14 @@ import os
 import random
 import resource
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from llmscale.checkpoint import hashing, writer
-from llmscale.checkpoint.checkpointer import Checkpointer
+from llmscale.checkpoint.checkpointer import Checkpointer, SaveOutcome
 from llmscale.checkpoint.errors import CheckpointError, SaveFailed
 from llmscale.checkpoint.store import MARKER, Store
 from llmscale.config.problems import InputError
@@ -216,21 +217,26 @@ class FillingDisk:
 def test_a_disk_that_is_full_at_any_byte_does_not_stop_training(tmp_path: Path, monkeypatch) -> None:
     """Of everything that a save writes: shard, part, manifest and marker."""
     checkpointer, rows = begin(tmp_path), 2_000
-    plenty = FillingDisk(1 << 30)
-    monkeypatch.setattr(os, "write", plenty.write)
-    checkpointer.save(1, pieces_of(1, rows), {})
-    checkpointer.wait()
-    needed = (1 << 30) - plenty.room
-    monkeypatch.undo()
-    offsets = [0, needed - 1, *random.Random(1).sample(range(1, needed - 1), 48)]
-    for step, room in enumerate(offsets, start=2):
+    # The manifest has the time and the step, and all saves are to be equally long.
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.125)
+
+    def save(step: int, room: int) -> tuple[SaveOutcome | None, int]:
+        """With so much room on the disk; the outcome, and what is left of it."""
+        disk = FillingDisk(room)
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", FillingDisk(room).write)
+            patch.setattr(os, "write", disk.write)
             checkpointer.save(step, pieces_of(step, rows), {})
-            outcome = checkpointer.wait()
+            return checkpointer.wait(), disk.room
+
+    _, left = save(100, 1 << 30)
+    needed = (1 << 30) - left
+    offsets = [0, needed - 1, *random.Random(1).sample(range(1, needed - 1), 48)]
+    for step, room in enumerate(offsets, start=101):
+        outcome, _ = save(step, room)
         assert outcome is not None and outcome.state == "failed" and "No space left" in outcome.reason, room
-        assert {path.name for path in tmp_path.iterdir()} == {"epochs", "step-00000001"}
-    save_steps(checkpointer, 100)
+        assert {path.name for path in tmp_path.iterdir()} == {"epochs", "step-00000100"}
+    outcome, left = save(200, needed)
+    assert outcome is not None and outcome.state == "committed" and left == 0
 
 
 def test_a_file_that_may_not_grow_fails_the_save(tmp_path: Path) -> None:

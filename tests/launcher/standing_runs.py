@@ -21,12 +21,19 @@ def make_run(
     events: Sequence[EventLine] = (),
     step: int = 0,
     job: JobRecord | None = None,
+    planned: int | None = None,
     **train: Any,
 ) -> Path:
-    """A folder with these events, and metrics up to `step` that are newer than the events."""
+    """A folder with these events, and metrics up to `step` that are newer than the events.
+
+    Args:
+        planned: steps of the whole run, as the ranks say; None: as those of before, they do not.
+    """
     folder = root / name
     folder.mkdir(parents=True)
-    config = Config.model_validate({"run": {"name": name, "root": root}, "train": {"steps": 100, **train}})
+    task = "sft" if "epochs" in train else "pretrain"
+    sections = {"run": {"name": name, "root": root}, "train": {"steps": 100, **train}}
+    config = Config.model_validate({"task": task, **sections})
     write_resolved(config, folder / "config.yaml")
     now = time.time()
     with (folder / "events.jsonl").open("w") as file:
@@ -36,6 +43,7 @@ def make_run(
             file.write(json.dumps({"event": kind, "time": when, "step": 7, **details}) + "\n")
     if step:
         speed = {"loss": 2.5, "step_seconds": 0.5, "tokens_per_second": 4000.0}
+        speed |= {} if planned is None else {"steps": planned}
         lines = [json.dumps({"step": number, **speed}) + "\n" for number in range(1, step + 1)]
         (folder / "metrics.jsonl").write_text("".join(lines))
     if job is not None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from llmscale.commands import status as command
 from llmscale.run.groups import all_groups, find_group
 from llmscale.run.standing import last_step, newest_saved, read_status, read_statuses
+from llmscale.runtime.run_folder import write_agent
 from tests.launcher.fake_scheduler import FakeScheduler
 from tests.launcher.standing_runs import EventLine, commit, make_run, slurm_job
 
@@ -142,11 +143,28 @@ def test_last_step_without_the_whole_config(tmp_path: Path, train: dict[str, int
     folder = make_run(tmp_path, **train)
     assert last_step(folder) == steps
     # In another order it takes the long way.
-    lines = f"  steps: 100\n  stop_at: {train.get('stop_at', 'null')}\n"
+    lines = f"  steps: 100\n  epochs: null\n  stop_at: {train.get('stop_at', 'null')}\n"
     text = (folder / "config.yaml").read_text()
     assert lines in text
     (folder / "config.yaml").write_text(text.replace(lines, "".join(lines.splitlines(True)[::-1])))
     assert last_step(folder) == steps
+
+
+def test_epochs_end_where_the_ranks_say(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "new", ["started"], epochs=2)
+    assert last_step(folder) is None
+    assert read_status(folder).steps is None and " 0/? " in shown(tmp_path)
+    folder = make_run(tmp_path, "running", ["started"], step=7, planned=34, epochs=2)
+    write_agent(folder)
+    os.utime(folder / "agent.json", (time.time() - 5,) * 2)
+    found = read_status(folder)
+    assert (found.state, found.step, found.steps, found.seconds_left) == ("running", 7, 34, 13.5)
+
+
+def test_a_run_that_stopped_early_is_at_its_end(tmp_path: Path) -> None:
+    stopped = ("stopped_early", {"cause": "no better loss"})
+    found = read_status(make_run(tmp_path, events=["started", stopped, "finished"], step=7, planned=34))
+    assert (found.state, found.step, found.steps, found.seconds_left) == ("done", 7, 7, None)
 
 
 def test_newest_saved_needs_the_marker(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_floats_come_back_to_the_bit(tmp_path: Path) -> None:
     assert {line["step"]: line["loss"] for line in read_metrics(tmp_path)} == losses
     assert set(read_metrics(tmp_path)[0]) == {
         *("step", "samples", "tokens", "loss", "grad_norm", "lr"),
-        *("step_seconds", "tokens_per_second", "mfu", "memory_bytes"),
+        *("step_seconds", "tokens_per_second", "mfu", "memory_bytes", "steps"),
     }
 
 
@@ -66,6 +66,18 @@ def test_torn_last_line_at_every_byte(tmp_path: Path) -> None:
 def test_every_tenth_step_and_the_last(tmp_path: Path) -> None:
     write(tmp_path, 1, 25, dict.fromkeys(range(1, 26), 1.0), every=10, steps=25)
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20, 25]
+
+
+def test_the_last_step_has_a_line_wherever_the_run_ends(tmp_path: Path) -> None:
+    """By a signal, early stopping or what else the schedule does not know; and the next start goes on."""
+    losses = {step: float(step) for step in range(1, 26)}
+    write(tmp_path, 1, 13, losses, every=10, steps=25)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 13]
+    write(tmp_path, 14, 20, losses, every=10, steps=25)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 13, 20], "each once"
+    write(tmp_path, 21, 20, losses, every=10, steps=25)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [10, 13, 20], "no step, no line"
+    assert {line["steps"] for line in read_metrics(tmp_path)} == {25}
 
 
 def test_loss_that_is_not_finite_is_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,12 @@ from llmscale.runtime.progress import Follower, Progress
 LINE = {"loss": 2.5, "step_seconds": 0.5, "tokens_per_second": 12345.0, "mfu": 0.31, "memory_bytes": 2.0**30}
 
 
-def show(folder: Path, how: str, terminal: bool = False) -> str:
+SAVED = ("saved", {"seconds": 0.5, "path": "x"})
+
+
+def show(
+    folder: Path, how: str, terminal: bool = False, event: tuple[Any, dict[str, Any]] = SAVED, **line: Any
+) -> str:
     config = Config.model_validate({"train": {"steps": 100}, "logging": {"progress": how}})
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100, color_system=None)
@@ -23,8 +29,9 @@ def show(folder: Path, how: str, terminal: bool = False) -> str:
         progress.poll()
         with (folder / "metrics.jsonl").open("a") as file:
             for step in range(1, 41):
-                file.write(json.dumps({"step": step, **LINE}) + "\n")
-        EventLog(folder).write("saved", 40, seconds=0.5, path="x")
+                file.write(json.dumps({"step": step, **LINE, **line}) + "\n")
+        kind, details = event
+        EventLog(folder).write(kind, 40, **details)
     return stream.getvalue()
 
 
@@ -47,6 +54,18 @@ def test_bar_on_a_terminal(tmp_path: Path) -> None:
         "saved step 40",
     ):
         assert part in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_ranks_know_how_many_steps_epochs_are(tmp_path: Path, terminal: bool) -> None:
+    shown = show(tmp_path, "auto", terminal, steps=60)
+    assert "step 40/60" in shown and "ETA 0:10" in shown and "100" not in shown
+
+
+def test_nothing_is_left_after_an_early_stop(tmp_path: Path) -> None:
+    shown = show(tmp_path, "auto", event=("stopped_early", {"cause": "no use"}), steps=60)
+    assert "stopped early at step 40: no use" in shown
+    assert "step 40/40" in shown and "ETA 0:00" in shown
 
 
 def test_off_says_events_only(tmp_path: Path) -> None:
