@@ -8,6 +8,10 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
     """One line about an event."""
     if kind == "resumed":
         return f"resumed from step {step}"
+    if kind == "tuned":
+        trained, parameters = details["trained_parameters"], details["parameters"]
+        share = f"{trained:,} trained parameters, {trained / parameters:.3%} of the model's {parameters:,}"
+        return f"{details['peft']}: {share}"
     if kind == "saved":
         return f"saved step {step} in {details['seconds']:.1f} s"
     if kind == "validated":

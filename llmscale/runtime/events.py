@@ -27,6 +27,7 @@ Kind = Literal[
     "node_joined",
     "node_lost",
     "resumed",
+    "tuned",
     "saved",
     "validated",
     "hanging",
@@ -91,7 +92,7 @@ def newest_events(run_folder: Path, most_bytes: int = RECENT_BYTES) -> list[Even
 
 
 class EventHook(Hook):
-    """What rank 0 knows: where it resumed, and what it saved."""
+    """What rank 0 knows: where it resumed, how much of the model it trains, and what it saved."""
 
     def __init__(self, run_folder: Path) -> None:
         self.log = EventLog(run_folder)
@@ -99,6 +100,9 @@ class EventHook(Hook):
     def on_start(self, start: RunStart) -> None:
         if start.step:
             self.log.write("resumed", start.step, pid=os.getpid())
+        if "peft" in start.facts:
+            trained = {key: start.facts[key] for key in ("peft", "trained_parameters")}
+            self.log.write("tuned", start.step, **trained, parameters=start.parameters)
 
     def on_validation(self, record: ValidationRecord) -> None:
         details: dict[str, Any] = {

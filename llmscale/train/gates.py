@@ -6,6 +6,8 @@ from torch import Tensor
 
 from llmscale.engine import state
 from llmscale.engine.engine import Engine
+from llmscale.model.peft.names import is_trained
+from llmscale.model.tensors import SCORE
 from llmscale.runtime.final import FinalFailure
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -20,10 +22,17 @@ class TuningGate:
 
     Args:
         engine: before its first step.
+
+    Raises:
+        TuningFailed: a weight is trained that the method leaves as it is.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        wrong = wrongly_trained(engine)
+        if wrong:
+            method = engine.config.peft.method
+            raise TuningFailed(f"{wrong[0]} is trained, which {method} leaves as it is")
         self.before = frozen_bits(engine)
 
     def after_step(self, step: int) -> None:
@@ -49,6 +58,22 @@ class TuningGate:
         return config.optimizer.unfreeze_every is None and config.zero.offload.optimizer != "nvme"
 
 
+def wrongly_trained(engine: Engine) -> list[str]:
+    """Trained parameters, by stored name, that are not added, not of a head and not what the method names."""
+    peft = engine.config.peft
+    added = {id(chunk.get_parameter(name)) for chunk in engine.chunks for name in chunk.added}
+    wrong: list[str] = []
+    for local_name, parameter in engine.parameters.items():
+        names = engine.declarations[local_name].names
+        if id(parameter) in added or SCORE in names:
+            continue
+        is_bias = peft.method == "bitfit" and local_name.endswith(".bias")
+        is_named = peft.method == "freeze" and any(is_trained(name, peft.train) for name in names)
+        if not (is_bias or is_named):
+            wrong.append(_stored_name(engine, local_name))
+    return wrong
+
+
 def frozen_bits(engine: Engine) -> dict[str, int]:
     """Of each frozen parameter, by stored name, the sum of its bits on this rank, read as whole numbers;
     under ZeRO-3 of this rank's partition. A hash of what happens to weights, not of what an enemy does."""
@@ -72,9 +97,10 @@ def without_gradient(engine: Engine) -> list[str]:
 
 
 def _had_gradient(engine: Engine, name: str) -> bool:
-    """Adam's first moment has seen one, in what this rank owns of the parameter."""
+    """Adam's first moment has seen one, in what this rank owns of the parameter; where none ever came, Adam
+    may have no moment."""
     owned = state.owned_range(engine.deepspeed, engine.parameters[name])
-    return owned is not None and bool(owned.moments["exp_avg"].any())
+    return owned is not None and "exp_avg" in owned.moments and bool(owned.moments["exp_avg"].any())
 
 
 def _stored_name(engine: Engine, local_name: str) -> str:

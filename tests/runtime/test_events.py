@@ -47,6 +47,18 @@ def test_hook_tells_what_rank_0_knows(tmp_path: Path) -> None:
     ]
 
 
+def test_the_trained_share_is_told_at_every_start(tmp_path: Path) -> None:
+    hook = EventHook(tmp_path)
+    facts = {"device": "cpu", "peft": "lora", "trained_parameters": 12_345}
+    hook.on_start(
+        RunStart(step=0, steps=9, samples=0, tokens=0, world_size=1, parameters=1_000_000, facts=facts)
+    )
+    (event,) = read_events(tmp_path)
+    assert describe_event(event.kind, event.step, event.details) == (
+        "lora: 12,345 trained parameters, 1.234% of the model's 1,000,000"
+    )
+
+
 def test_a_validation_is_told_whole(tmp_path: Path) -> None:
     hook = EventHook(tmp_path)
     metrics = {"accuracy": 0.75, "confusion": [[3, 1], [0, 4]]}
