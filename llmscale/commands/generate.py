@@ -20,6 +20,7 @@ from llmscale.runtime.rank_variables import prepare_environment
 from llmscale.runtime.ranks import start_server
 
 if TYPE_CHECKING:
+    from llmscale.data.chat.encode import ChatEncoder
     from llmscale.engine.sampling import SamplingOptions
     from llmscale.run.generate import Writer
 
@@ -37,6 +38,14 @@ def generate(
         str | None,
         typer.Argument(help="What the text begins with. Left out: read from standard input, one a line."),
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="The prompt is what a user says, put into the chat template that the run was tuned with, or "
+            "the tokenizer's own; only the answer is written.",
+        ),
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation.")] = 100,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Below 1 keeps to what is likely; 0 is --greedy.")
@@ -62,7 +71,7 @@ def generate(
     if top_p == 0:
         raise InputError([Problem("--top-p", top_p, "must be above 0; for the likeliest token use --greedy")])
     found = find_target(target, root, tokenizer, tensor, pipeline)
-    scribe = Scribe(found)
+    scribe = Scribe(found, _chat_encoder(found) if chat else None)
     batches = _batches(prompt, scribe)
     prepare_environment(found.ranks, found.config.cluster.threads)
     silence_import_warnings()
@@ -74,7 +83,7 @@ def generate(
         from llmscale.run.rank_team import RanksFailed  # noqa: PLC0415
 
     options = SamplingOptions(
-        max_new_tokens, 0.0 if greedy else temperature, top_k, top_p, seed, frozenset((scribe.end_id,))
+        max_new_tokens, 0.0 if greedy else temperature, top_k, top_p, seed, scribe.end_ids
     )
     try:
         with console.status(f"loading {found.weights}") as status, open_writer(found) as writer:
@@ -85,19 +94,36 @@ def generate(
         raise typer.Exit(1) from None
 
 
+def _chat_encoder(target: Target) -> "ChatEncoder":
+    """
+    Raises:
+        InputError: there is no such chat template any more.
+    """
+    from llmscale.data.chat.encode import ChatEncoder  # noqa: PLC0415 -- loads transformers
+
+    return ChatEncoder(target.tokenizer, target.config.sft, target.positions)
+
+
 @dataclass(frozen=True)
 class Prompt:
     text: str
+    """What is shown of it before the text that the model writes."""
     tokens: list[int]
 
 
 class Scribe:
-    """Between text and tokens."""
+    """Between text and tokens.
 
-    def __init__(self, target: Target) -> None:
+    Args:
+        chat: what puts a user's words into a chat template; None: they are the beginning of the text.
+    """
+
+    def __init__(self, target: Target, chat: "ChatEncoder | None" = None) -> None:
         self._encoder: Tokenizer = open_encoder(target.tokenizer)
         self._positions = target.positions
-        self.end_id = end_of_document_id(target.tokenizer)
+        self._chat = chat
+        self._end_id = end_of_document_id(target.tokenizer)
+        self.end_ids = frozenset(chat.stops if chat else (self._end_id,))
 
     def prompt(self, text: str) -> Prompt:
         """An empty one begins as a document does: after the end of another.
@@ -105,12 +131,15 @@ class Scribe:
         Raises:
             InputError: it leaves the model no room.
         """
-        tokens = self._encoder.encode(text, add_special_tokens=False).ids or [self.end_id]
+        if self._chat is None:
+            tokens = self._encoder.encode(text, add_special_tokens=False).ids or [self._end_id]
+        else:
+            tokens = self._chat.prompt([{"role": "user", "content": text}])
         if len(tokens) >= self._positions:
             brief = text if len(text) <= 40 else text[:37] + "..."
             message = f"has {len(tokens):,} tokens; the model takes {self._positions:,}, its own included"
             raise InputError([Problem("PROMPT", brief, message)])
-        return Prompt(text, tokens)
+        return Prompt("" if self._chat else text, tokens)
 
     def continuation(self, prompt: Prompt) -> "Continuation":
         return Continuation(self._encoder, prompt)

@@ -1,6 +1,7 @@
 """What is wrong with the files that a config names: tokenizer, corpora and records. Without torch."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from llmscale.data.corpus import (
     share_of_documents,
 )
 from llmscale.data.record_checks import FAULTS, check_records
+from llmscale.data.records import FORMATS
 from llmscale.data.tokenizer import tokenizer_hash, vocabulary_size
 
 
@@ -108,8 +110,15 @@ def _read(key: str, entry: CorpusEntry) -> tuple[CorpusIndex, CorpusInfo] | Prob
     try:
         return read_index(entry.path), read_info(entry.path)
     except CorpusDamaged as error:
-        hint = "; write the path without its suffix" if entry.path.suffix in (".bin", ".idx", ".json") else ""
-        return Problem(key, entry.path, f"{error}{hint or '; make it with `llmscale data tokenize`'}")
+        return Problem(key, entry.path, f"{error}; {_way_out(entry.path)}")
+
+
+def _way_out(path: Path) -> str:
+    if path.suffix in (".bin", ".idx", ".json"):
+        return "write the path without its suffix"
+    if path.is_file() and path.name.endswith(tuple(FORMATS)):
+        return "of these records `llmscale data tokenize` makes a corpus, and task=sft reads them as they are"
+    return "make it with `llmscale data tokenize`"
 
 
 def _mismatches(config: Config, index: CorpusIndex, info: CorpusInfo, tokenizer: str | None) -> Iterator[str]:

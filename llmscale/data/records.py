@@ -60,7 +60,7 @@ def record_source(path: Path) -> RecordSource:
         if name.startswith(HUB_PREFIX):
             return _function(HUB)(name.removeprefix(HUB_PREFIX))
         if not path.is_file():
-            raise BadText("is a folder, not a file of records" if path.is_dir() else "no such file")
+            raise BadText(_not_a_file(path))
         for suffix, function in FORMATS.items():
             if path.name.endswith(suffix):
                 return _function(function)(path)
@@ -69,6 +69,14 @@ def record_source(path: Path) -> RecordSource:
     except OSError as error:
         raise BadText(f"cannot be read: {error}") from None
     raise BadText(f"is no file of records ({', '.join(FORMATS)}) and no data set (hf:NAME[:SPLIT])")
+
+
+def _not_a_file(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder, not a file of records"
+    if path.with_name(f"{path.name}.idx").is_file():
+        return f"is a corpus of tokens, for task=pretrain; name a file of records ({', '.join(FORMATS)})"
+    return "no such file"
 
 
 def file_identity(file: Path) -> JsonValue:

@@ -51,9 +51,7 @@ def fine_tune(model: Path, run: Path, minutes: float, step_seconds: float) -> li
         stage(number, title)
         own = run.with_name(f"{run.name}-{config.stem}")
         llmscale("train", str(config), *overrides(model, own, steps_for(config, minutes, step_seconds)))
-        # What the chat template `plain` writes around a question.
-        asked = f"User: {QUESTION}\n\nAssistant:"
-        llmscale("generate", str(own), asked, "--greedy", "--max-new-tokens", "40")
+        llmscale("generate", str(own), "--chat", QUESTION, "--greedy", "--max-new-tokens", "40")
         llmscale("report", str(own))
         tuned.append(outcome(own))
         console.print(told(tuned[-1]))

@@ -18,14 +18,15 @@ from llmscale.checkpoint.merged import open_base, open_weights, verify_weights
 from llmscale.checkpoint.tensor_files import TensorSource
 from llmscale.checkpoint.tuned import PEFT, VOCABULARY
 from llmscale.config.problems import InputError
-from llmscale.config.schema import ModelSection
+from llmscale.config.schema import Config, ModelSection
 from llmscale.config.tuning import PeftSection
+from llmscale.data.chat.template import chat_template
 from llmscale.data.files import replace_folder
 from llmscale.data.tokenizer import special_token_ids
 from llmscale.model.huggingface import hugging_face_config
 from llmscale.model.tensors import hugging_face_shapes, not_begun_from, vocabulary_tensors
 from llmscale.run.export_adapter import AdapterExport, adapter_problems
-from llmscale.run.export_head import head_of, outputs_of, with_head
+from llmscale.run.export_head import head_of, outputs_of, what_it_tells, with_head
 from llmscale.run.huggingface import copy_tokenizer, refuse_filled
 from llmscale.run.target import StoredModel, find_model, tokenizer_problems
 
@@ -47,6 +48,8 @@ class Export:
     dtype: torch.dtype
     writes: bool
     """It is a model that writes, and none with a head."""
+    chat_template: str | None = None
+    """The one that the run was tuned with."""
     base: Base | None = None
     """Nothing else is needed."""
 
@@ -73,7 +76,7 @@ class Export:
             if self.writes:
                 write_new(unfinished / "generation_config.json", [_json(self.special_tokens)])
             if self.tokenizer is not None:
-                copy_tokenizer(self.tokenizer, unfinished)
+                copy_tokenizer(self.tokenizer, unfinished, self.chat_template)
 
 
 def plan_export(
@@ -117,7 +120,10 @@ def _plan_adapter(
         problems += tokenizer_problems(tokenizer, manifest.description.get("tokenizer_hash"), rows)
     if problems:
         raise InputError(problems)
-    return AdapterExport(checkpoint, manifest, peft, model, base, tokenizer, dtype)
+    template = _template(found.config, tokenizer)
+    head = head_of(manifest.description)
+    tells = None if head is None else what_it_tells(head, _special_tokens(tokenizer), tokenizer)
+    return AdapterExport(checkpoint, manifest, peft, model, base, tokenizer, dtype, template, tells)
 
 
 def _plan_whole(found: StoredModel, manifest: Manifest, tokenizer: Path | None, dtype: torch.dtype) -> Export:
@@ -133,19 +139,44 @@ def _plan_whole(found: StoredModel, manifest: Manifest, tokenizer: Path | None, 
         faults = list(_misfits(source, shapes, set(ignored) - shapes.keys()))
     if faults:
         raise CheckpointError(f"{found.checkpoint.path}: " + "; ".join(faults))
-    special_tokens: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         problems = tokenizer_problems(tokenizer, manifest.description.get("tokenizer_hash"), vocabulary_size)
         if problems:
             raise InputError(problems)
-        special_tokens = special_token_ids(tokenizer)
+    special_tokens = _special_tokens(tokenizer)
     name = str(dtype).removeprefix("torch.")
     config = hugging_face_config(model, vocabulary_size, positions, name) | special_tokens
     if head is not None:
         config = with_head(config, head, special_tokens, tokenizer)
     return Export(
-        found.checkpoint.path, manifest, shapes, config, special_tokens, tokenizer, dtype, head is None
+        found.checkpoint.path,
+        manifest,
+        shapes,
+        config,
+        special_tokens,
+        tokenizer,
+        dtype,
+        writes=head is None,
+        chat_template=_template(found.config, tokenizer),
     )
+
+
+def _template(config: Config, tokenizer: Path | None) -> str | None:
+    """The chat template of a model that a run has taught to answer; None of another one.
+
+    Raises:
+        InputError: it has gone.
+    """
+    if config.task != "sft" or tokenizer is None:
+        return None
+    return chat_template(tokenizer, config.sft.chat_template).file
+
+
+def _special_tokens(tokenizer: Path | None) -> dict[str, int | None]:
+    """Ids of the tokens that begin, end and pad a text."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    return special_token_ids(tokenizer)
 
 
 def _rows(source: TensorSource, name: str) -> int:

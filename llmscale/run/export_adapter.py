@@ -28,6 +28,8 @@ from llmscale.model.tensors import SCORE, hugging_face_shapes
 from llmscale.run.huggingface import copy_tokenizer, refuse_filled
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEAD = "head.json"
+"""What the base's config has to say for a head to stand on it: the adapter's own has no place for labels."""
 TYPES = {
     "lora": "LORA",
     "dora": "LORA",
@@ -50,6 +52,10 @@ class AdapterExport:
     base: Base
     tokenizer: Path | None
     dtype: torch.dtype
+    chat_template: str | None = None
+    """The one that the run was tuned with."""
+    head: Mapping[str, Any] | None = None
+    """What a head that was trained beside the update tells; None of a model that writes."""
 
     @property
     def names(self) -> list[str]:
@@ -78,13 +84,24 @@ class AdapterExport:
                 for name in self.names:
                     stored[name] = source.whole(name)
                     on_bytes(stored[name].nbytes)
-            tensors = {PROMPT: _encoded(stored)} if self.peft.method == "p_tuning" else stored
+            tensors = self._renamed(stored)
             rounded = {name: self._rounded(name, tensor) for name, tensor in tensors.items()}
             write_new(unfinished / WEIGHTS, [save(rounded, metadata={"format": "pt"})])
             text = json.dumps(self.config(), indent=2, sort_keys=True).encode() + b"\n"
             write_new(unfinished / CONFIG, [text])
+            if self.head is not None:
+                write_new(unfinished / HEAD, [json.dumps(self.head, indent=2, sort_keys=True).encode() + b"\n"])
             if self.tokenizer is not None:
-                copy_tokenizer(self.tokenizer, unfinished)
+                copy_tokenizer(self.tokenizer, unfinished, self.chat_template)
+
+    def _renamed(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By the names that the library gives them."""
+        found = {name: tensor for name, tensor in stored.items() if name != SCORE}
+        if self.peft.method == "p_tuning":
+            found = {PROMPT: _encoded(found)}
+        # What changes no layer has the model itself under it, and not a model with layers of the library's.
+        inside = PEFT_PREFIX if self.peft.method in ("lora", "dora") else PEFT_PREFIX.split(".")[0] + "."
+        return found | {inside + name: tensor for name, tensor in stored.items() if name == SCORE}
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:
         found = tensor.to(self.dtype)
@@ -99,11 +116,13 @@ class AdapterExport:
             self.peft,
             {
                 "peft_type": TYPES[self.peft.method],
-                "task_type": "CAUSAL_LM",
+                "task_type": "CAUSAL_LM" if self.head is None else "SEQ_CLS",
                 "base_model_name_or_path": str(self.base.path),
                 "inference_mode": True,
             },
         )
+        if self.head is not None:
+            common["modules_to_save"] = [SCORE.removesuffix(".weight")]
         if peft.method in ("lora", "dora"):
             return common | {
                 "r": peft.rank,
@@ -167,8 +186,6 @@ def adapter_problems(
             "by name, in the safetensors files of the checkpoint"
         )
         yield Problem("TARGET", place, message)
-    if SCORE in manifest.tensors:
-        yield Problem("TARGET", place, "has a head beside its update; export the whole model with --merge")
     if rows != base_rows:
         message = f"has {rows} rows of tokens, and its base has {base_rows}; export it whole with --merge"
         yield Problem("TARGET", place, message)

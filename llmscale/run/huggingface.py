@@ -8,12 +8,13 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.data.tokenizer import TOKENIZER
 
+CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
@@ -51,9 +52,15 @@ def refuse_filled(folder: Path) -> None:
         raise InputError([Problem("OUT", folder, "is there already, and not empty; choose another folder")])
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files that make a tokenizer, byte for byte, and nothing that could be run."""
+def copy_tokenizer(source: Path, target: Path, template: str | None = None) -> None:
+    """Copy the files that make a tokenizer, byte for byte, and nothing that could be run.
+
+    Args:
+        template: what its chat template shall be, where it is not what it was.
+    """
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if template is not None:
+        (target / CHAT_TEMPLATE).write_text(template)

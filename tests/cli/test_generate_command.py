@@ -11,6 +11,10 @@ import yaml
 
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.commands.generate import Scribe
+from llmscale.config.problems import InputError
+from llmscale.config.tuning import SftSection
+from llmscale.data.chat.encode import ChatEncoder
+from llmscale.data.tokenizer import open_encoder
 from llmscale.data.train_tokenizer import train_tokenizer
 from llmscale.engine.sampling import SamplingOptions
 from llmscale.run.generate import open_writer
@@ -95,6 +99,27 @@ def test_text_appears_in_whole_characters(run: Path) -> None:
     tree = scribe.prompt("🌳").tokens
     assert [*map(cut.add, tree[:2]), cut.rest()] == ["", "", "\N{REPLACEMENT CHARACTER}" * 2]
     assert cut.add(tokens[0]).startswith("\N{REPLACEMENT CHARACTER}" * 2 + "B")
+
+
+def test_what_a_user_says_is_put_into_the_template(run: Path) -> None:
+    target = find_target(str(run), run.parent)
+    spoken = ChatEncoder(target.tokenizer, SftSection(chat_template="chatml"), target.positions)
+    scribe = Scribe(target, spoken)
+    prompt = scribe.prompt("the cat")
+    assert prompt.text == "", "only the answer is written"
+    whole = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    assert scribe.continuation(prompt).rest() == ""
+    assert open_encoder(target.tokenizer).decode(prompt.tokens) == whole
+    assert scribe.end_ids == spoken.stops
+    with pytest.raises(InputError, match="the model takes 64"):
+        scribe.prompt("cat " * 100)
+
+
+def test_an_answer_is_written_alone(run: Path) -> None:
+    result = llmscale("generate", run, "the cat", "--chat", "--max-new-tokens", 5)
+    assert result.returncode == 0, result.stderr
+    assert "the cat" not in result.stdout and "User" not in result.stdout
+    assert "tokens/s" in result.stderr
 
 
 def test_a_rank_that_is_killed_ends_the_command(run: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from llmscale.config.problems import InputError
 from llmscale.config.tuning import SftSection
 from llmscale.data.chat.encode import ACROSS, TRUNCATED, UNANSWERED, ChatEncoder
-from llmscale.data.chat.template import GENERATION, OURS, TEMPLATES
+from llmscale.data.chat.template import GENERATION, OURS, TEMPLATES, chat_template
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.tokenizer import open_encoder
 from tests.data.conversations import BOS, EOS, conversations, pieces, reference
@@ -79,9 +79,22 @@ def unmarked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
-@pytest.mark.parametrize("knows", [True, False], ids=["tokens known", "tokens unknown"])
-@pytest.mark.parametrize("name", OURS)
+# Where what ends a turn is no token, the next turn's first letters are the answer's too, unless marks tell.
+TOLD = [
+    pytest.param(
+        name,
+        knows,
+        marked,
+        id=f"{name}-{'known' if knows else 'unknown'}-{'marked' if marked else 'unmarked'}",
+    )
+    for name in OURS
+    for knows in (True, False)
+    for marked in (True, False)
+    if knows or marked or name not in ("chatml", "llama3")
+]
+
+
+@pytest.mark.parametrize("name, knows, marked", TOLD)
 def test_learned_tokens_are_those_of_the_reference(
     name: str, knows: bool, marked: bool, chat_folder: Path, bpe_folder: Path, unmarked: Path
 ):
@@ -89,10 +102,6 @@ def test_learned_tokens_are_those_of_the_reference(
     encoder = encoder_of(folder, chat_template=name if marked else str(unmarked / f"{name}.jinja"))
     tokenizer = template_encoder(folder)
     stops = {tokenizer.token_to_id(token) for token in (EOS, "<|im_end|>", "<|eot_id|>")} - {None}
-    if not marked and not knows and name in ("chatml", "llama3"):
-        pytest.skip(
-            "what ends a turn is then no token, so the next turn's first letters are the answer's too"
-        )
 
     @many
     @given(conversations())
@@ -329,6 +338,22 @@ def test_the_tokenizers_own_template_comes_first(tmp_path: Path, chat_folder: Pa
     assert (
         lists(encode(ChatEncoder(folder, SftSection(chat_template="plain"), LONG), chat("a", "b"))) == plain
     )
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_beside_an_exported_model_transformers_renders_the_same(
+    name: str, tmp_path: Path, bos_folder: Path, chat_folder: Path
+):
+    messages = chat("hi", "yes", "why?")["messages"]
+    for knows, tokenizer in (("bos", bos_folder), ("no bos", chat_folder)):
+        template = chat_template(tokenizer, name)
+        folder = shutil.copytree(tokenizer, tmp_path / knows)
+        (folder / "chat_template.jinja").write_text(template.file)
+        rendered = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        assert rendered == template.render(messages, ask=True).text
+        assert rendered == chat_template(folder, None).render(messages, ask=True).text
 
 
 def test_templates_and_tokenizers_that_cannot_be_used(tmp_path: Path, chat_folder: Path):

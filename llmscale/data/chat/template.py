@@ -44,6 +44,12 @@ class ChatTemplate:
         """It says itself what an assistant speaks."""
         return GENERATION.search(self.source) is not None
 
+    @property
+    def file(self) -> str:
+        """What `chat_template.jinja` beside the tokenizer holds, for transformers to render the same."""
+        begins_without_bos = self.tokens.get("bos_token") == ""
+        return f'{{%- set bos_token = "" -%}}\n{self.source}' if begins_without_bos else self.source
+
     def render(
         self,
         messages: Sequence[Message],
