@@ -10,14 +10,23 @@ ADDING = ("lora", "dora", "adapter", "prefix_tuning", "prompt_tuning", "p_tuning
 
 
 def trained_on_rank(config: Config, count: ParameterCount, stage: int) -> int:
-    """Parameters that one tensor rank of pipeline stage `stage`, which holds `count`, trains: most of what
-    it can be. Patterns (`peft.target_modules`, `peft.train`) are taken to mean everything."""
+    """Parameters that one tensor rank of pipeline stage `stage`, which holds `count`, trains. Patterns
+    (`peft.target_modules`, `peft.train`) are taken to mean everything, which is the most that it can be."""
+    if config.peft.method in ("none", "freeze"):
+        return count.total
+    is_last = stage == config.parallel.pipeline - 1
+    # A head, which is on the last stage, is trained whole beside the few weights.
+    head = count.output if config.outputs is not None else 0
+    trained = _by_method(config, stage == 0, is_last) + head
+    return trained or 1  # a stage in which nothing is trained has an anchor
+
+
+def _by_method(config: Config, is_first: bool, is_last: bool) -> int:
+    """What the method itself trains on one tensor rank of a stage."""
     model, peft, tensor = config.model, config.peft, config.parallel.tensor
     layers, hidden = model.layers // config.parallel.pipeline, model.hidden_size
     kept, width = peft.virtual_tokens, peft.encoder_hidden_size or hidden
     match peft.method:
-        case "none" | "freeze":
-            return count.total
         case "lora" | "dora":
             return layers * sum(_update(config, *shape) for shape in _linear_layers(model))
         case "adapter":
@@ -25,13 +34,15 @@ def trained_on_rank(config: Config, count: ParameterCount, stage: int) -> int:
         case "prefix_tuning":
             return layers * 2 * kept * model.kv_heads_or_default * model.head_size_or_default // tensor
         case "prompt_tuning":
-            return kept * hidden if stage == 0 else 1
+            return kept * hidden if is_first else 0
         case "p_tuning":
             network = 2 * hidden * width + width * width + 2 * width + hidden
-            return kept * hidden + network if stage == 0 else 1
+            return kept * hidden + network if is_first else 0
         case "bitfit":
             cut = (3 * hidden + model.ffn_size_or_default) // tensor
-            return layers * (cut + 4 * hidden) + hidden
+            return layers * (cut + 4 * hidden) + (hidden if is_last else 0)
+        case _:
+            raise ValueError(f"{peft.method} trains weights of the model itself")
 
 
 def _linear_layers(model: ModelSection) -> Iterator[tuple[int, int, bool]]:

@@ -62,6 +62,9 @@ def test_a_checkpoint_has_what_is_trained_and_nothing_else(lora: Run, base: Path
     moments = {f"optimizer.{key}.{name}" for name in names for key in ("exp_avg", "exp_avg_sq")}
     assert lora.tensors().keys() == names | moments
     of_base = base / "checkpoints" / "step-00000002"
+    (told,) = lora.events("tuned")
+    trained = sum(tensor.numel() for name, tensor in lora.tensors().items() if name in names)
+    assert (told.details["peft"], told.details["trained_parameters"]) == ("lora", trained)
     assert description(lora)["base"] == {"path": str(of_base), "identity": identity_of(of_base)}
     assert description(lora)["peft"] == {
         "method": "lora",
