@@ -74,8 +74,7 @@ def main() -> None:
 
 
 def arguments(workload: TuningWorkload, folder: str) -> SFTConfig:
-    # Packed rows of a microbatch it lays end to end into one sequence, whose attention grows with its square.
-    rows = 1 if workload.packing else workload.micro_batch_size
+    rows = workload.micro_batch_size
     return SFTConfig(
         output_dir=folder,
         max_steps=1_000_000,

@@ -16,10 +16,10 @@ Fault = Callable[[Record, Mapping[str, str]], str | None]
 """What is wrong with a record whose fields are called so."""
 
 FAULTS = {
-    "sft": "llmscale.data.chat.checks:fault_of_record",
-    "classify": "llmscale.data.labelled_checks:fault_of_record",
+    "sft": "llmscale.data.chat.checks:record_fault",
+    "classify": "llmscale.data.labelled_checks:record_fault",
 }
-"""Task -> function of type `Fault`."""
+"""Task -> function of the config that returns its `Fault`."""
 
 SETUP = {"sft": "llmscale.data.chat.checks:setup_problems"}
 """Task -> function of the config that tells what is wrong whatever the records are."""
@@ -34,7 +34,7 @@ def check_records(config: Config) -> Iterator[Problem]:
         yield from _function(SETUP[config.task])(config)
     if not config.data.train:
         yield Problem("data.train", [], "names no records to train on")
-    fault: Fault = _function(FAULTS[config.task])
+    fault: Fault = _function(FAULTS[config.task])(config)
     for section, entries in (("train", config.data.train), ("validation", config.data.validation)):
         for place, entry in enumerate(entries):
             message = _fault_of_source(entry, fault)

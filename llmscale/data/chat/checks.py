@@ -1,11 +1,12 @@
 """What stands against conversations, told before any rank starts. Without torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
-from llmscale.data.chat.conversation import BadRecord, read_record
+from llmscale.data.chat.encode import record_encoder
 from llmscale.data.chat.template import chat_template
+from llmscale.data.encoding import LeftOut
 from llmscale.data.records import Record
 from llmscale.data.tokenizer import end_of_document_id
 
@@ -22,9 +23,18 @@ def setup_problems(config: Config) -> Iterator[Problem]:
         yield from error.problems
 
 
-def fault_of_record(record: Record, fields: Mapping[str, str]) -> str | None:
+def record_fault(config: Config) -> Callable[[Record, Mapping[str, str]], str | None]:
+    """What is wrong with a record, by encoding it. One that is too long does not count: a file may be sorted
+    by length."""
     try:
-        read_record(record, fields)
-    except BadRecord as error:
-        return str(error)
-    return None
+        encoder = record_encoder(config)
+    except InputError:
+        return lambda record, fields: None  # `setup_problems` has told
+
+    def fault(record: Record, fields: Mapping[str, str]) -> str | None:
+        [outcome] = encoder.encode([record], fields)
+        if isinstance(outcome, LeftOut) and outcome.reason != "too_long":
+            return outcome.message
+        return None
+
+    return fault

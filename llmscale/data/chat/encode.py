@@ -7,6 +7,7 @@ characters: a token that holds one of an answer is learned.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import JsonValue
@@ -17,7 +18,7 @@ from llmscale.config.schema import Config
 from llmscale.config.tuning import SftSection
 from llmscale.data.chat.conversation import BadRecord, Completion, Conversation, Message, Text, read_record
 from llmscale.data.chat.learned import Tokenised, has_ended, learned_tokens
-from llmscale.data.chat.spell import Spelled, is_empty, shortened, spell, until_last_answer
+from llmscale.data.chat.spell import Spelled, is_empty, places_of_answers, spell, until
 from llmscale.data.chat.template import chat_template
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.examples import Example
@@ -32,14 +33,19 @@ from llmscale.data.tokenizer import (
 
 TRUNCATED = "cut to the sequence length"
 UNANSWERED = "turns after the last answer left out"
+UNANSWERING = "it has no turn of an assistant; sft.learn=all learns what others say"
+UNLEARNED = "none of its tokens is learned; sft.learn=all learns every one"
 ACROSS = "a token lies across the beginning of an answer"
+
+
+Content = Conversation | Completion | Text
 
 
 @dataclass(frozen=True)
 class _Learnable:
     """A record on its way."""
 
-    content: Conversation | Completion | Text
+    content: Content
     spelled: Spelled
     notes: tuple[str, ...] = ()
 
@@ -57,6 +63,7 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Path, options: SftSection, longest: int) -> None:
         self.options = options
+        self._which: Literal["all", "last"] = "last" if options.learn == "last" else "all"
         self.longest = longest
         self.template = chat_template(tokenizer, options.chat_template)
         self.end_of_text = end_of_document_id(tokenizer)
@@ -85,7 +92,7 @@ class ChatEncoder:
         """What becomes of each record."""
         found = [self._read(record, fields) for record in records]
         encodings = iter(self._tokenise([one.spelled for one in found if isinstance(one, _Learnable)]))
-        return [self._encoded(one, next(encodings)) if isinstance(one, _Learnable) else one for one in found]
+        return [self._outcome(one, next(encodings)) if isinstance(one, _Learnable) else one for one in found]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that ask the assistant to answer `messages`.
@@ -103,17 +110,22 @@ class ChatEncoder:
                 return LeftOut("empty", "nothing is said in it")
             notes: tuple[str, ...] = ()
             if isinstance(content, Conversation):
-                answered = until_last_answer(content)
-                if answered is None and self.options.learn != "all":
-                    return LeftOut("nothing_learned", "it has no turn of an assistant")
-                if answered is not None and answered != content:
-                    content, notes = answered, (UNANSWERED,)
-            return _Learnable(content, self._spelled(content), notes)
+                answers = places_of_answers(content)
+                if not answers and self.options.learn != "all":
+                    return LeftOut("nothing_learned", UNANSWERING)
+                if answers and answers[-1] != len(content.messages) - 1:
+                    content, notes = until(content, answers[-1]), (UNANSWERED,)
+            return _Learnable(content, self._first_spelled(content), notes)
         except BadRecord as error:
             return LeftOut("bad", str(error))
 
-    def _spelled(self, content: Conversation | Completion | Text) -> Spelled:
-        return spell(content, self.template, "last" if self.options.learn == "last" else "all")
+    def _first_spelled(self, content: Content) -> Spelled:
+        """With what tells its length: of a template without marks the last answer alone, because to find each
+        takes two renderings, and of a long conversation most may be cut."""
+        return spell(content, self.template, self._which if self.template.marks_answers else "last")
+
+    def _spelled(self, content: Content) -> Spelled:
+        return spell(content, self.template, self._which)
 
     def _tokenise(self, spelled: Sequence[Spelled]) -> list[Encoding]:
         """In the order given; both encoders work on many texts at once, on all cores."""
@@ -124,30 +136,54 @@ class ChatEncoder:
             encodings |= zip(places, encoder.encode_batch(texts, add_special_tokens=False))
         return [encodings[place] for place in range(len(spelled))]
 
+    def _outcome(self, one: _Learnable, encoding: Encoding) -> Encoded | LeftOut:
+        try:
+            return self._encoded(one, encoding)
+        except BadRecord as error:
+            return LeftOut("bad", str(error))
+
     def _encoded(self, one: _Learnable, encoding: Encoding) -> Encoded | LeftOut:
-        example, across = self._example(one.spelled, encoding)
-        notes = one.notes
+        """
+        Raises:
+            BadRecord: the template does not tell its answers.
+        """
+        content, spelled, notes = one.content, one.spelled, one.notes
+        example, across = self._example(spelled, encoding)
         if len(example.tokens) > self.longest:
-            shorter = self._cut(one.content, example) if self.options.too_long == "truncate" else None
+            shorter = self._cut(one, encoding) if self.options.too_long == "truncate" else None
             if shorter is None:
                 message = f"{len(example.tokens):,} tokens, where an example has at most {self.longest:,}"
                 return LeftOut("too_long", message)
-            example, notes = shorter, (*notes, TRUNCATED)
+            (content, spelled, encoding), notes = shorter, (*notes, TRUNCATED)
+            example, across = self._example(spelled, encoding)
+        if isinstance(content, Conversation) and not self.template.marks_answers:
+            example, across = self._example(self._spelled(content), encoding)
+        if isinstance(content, Text):
+            example = Example(example.tokens[: self.longest], example.learned[: self.longest])
         if not example.learned[1:].any():
-            return LeftOut("nothing_learned", "none of its tokens is learned")
+            return LeftOut("nothing_learned", UNLEARNED)
         return Encoded(example, (*notes, ACROSS) if across else notes)
 
-    def _cut(self, content: Conversation | Completion | Text, example: Example) -> Example | None:
-        """What of an example that is too long can be learned all the same."""
-        if isinstance(content, Text):
-            return Example(example.tokens[: self.longest], example.learned[: self.longest])
-        if isinstance(content, Conversation):
-            for shorter in shortened(content):
-                spelled = self._spelled(shorter)
-                found, _ = self._example(spelled, self._tokenise([spelled])[0])
-                if len(found.tokens) <= self.longest:
-                    return found
-        return None
+    def _cut(self, one: _Learnable, encoding: Encoding) -> tuple[Content, Spelled, Encoding] | None:
+        """What can be learned of a record that is too long: a plain text is cut anywhere, a conversation after
+        the last answer that fits. That is found by halving, since more turns are more tokens."""
+        if isinstance(one.content, Text):
+            return one.content, one.spelled, encoding
+        if not isinstance(one.content, Conversation):
+            return None
+        found = None
+        places = places_of_answers(one.content)[:-1]
+        first, end = 0, len(places)
+        while first < end:
+            middle = (first + end) // 2
+            content = until(one.content, places[middle])
+            spelled = self._first_spelled(content)
+            tokenised = self._tokenise([spelled])[0]
+            if len(self._example(spelled, tokenised)[0].tokens) <= self.longest:
+                found, first = (content, spelled, tokenised), middle + 1
+            else:
+                end = middle
+        return found
 
     def _example(self, spelled: Spelled, encoding: Encoding) -> tuple[Example, bool]:
         """The example, and whether a token lies across the beginning of an answer."""

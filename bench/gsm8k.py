@@ -1,0 +1,198 @@
+"""What fine-tuning on school maths gains, and what it forgets, four ways: all weights, all weights with
+replay, all weights pulled to where they started, and LoRA.
+
+    python -m bench.gsm8k PATH/gsm8k_train.jsonl     # records {question, answer}
+
+A model of the demo's size reads Python's standard library first, then each way has the same number of
+steps of the same size. All of it runs through the command line in folders under bench/results/gsm8k: what is
+there is not made again, what was stopped goes on. Prints the table and writes docs/pictures/gsm8k.png.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from llmscale.data.checks import resolved_vocabulary_size
+from llmscale.data.files import replace_file
+from llmscale.plan.parameters import model_parameters
+from llmscale.report.gather import RunData, gather
+from llmscale.report.pictures import COLOURS, render
+from llmscale.report.validations import samples, trade
+from llmscale.run.demo import CORPUS, make_tokenizer_and_corpus
+from llmscale.run.demo_stage import llmscale
+from llmscale.run.demo_tuning import outcome
+from llmscale.runtime.events import read_events
+from llmscale.runtime.metrics import read_metrics
+
+RUNS = Path("bench/results/gsm8k")
+DATA = RUNS / "data"
+PICTURE = Path("docs/pictures/gsm8k.png")
+
+LAYOUT = ("parallel.tensor=1", "parallel.pipeline=1", "cluster.processes_per_node=2", "cluster.threads=1")
+"""Two replicas: on few cores quicker than what the configs show."""
+SEQUENCE_LENGTH = 512
+PRETRAINING_STEPS, PRETRAINING_ROWS = 280, 8
+STEPS, ROWS = 120, 4
+VALIDATION_BATCHES = 28
+"""All held-out problems, and most of the held-out text of the corpus."""
+HELD_OUT = 8
+"""Of 256 problems."""
+
+FULL = ("optimizer.lr=1e-3",)
+WAYS: dict[str, tuple[str, ...]] = {
+    "all weights": FULL,
+    "with replay": (*FULL, f"data.replay={{corpus: {CORPUS}, share: 0.25}}"),
+    "with distance penalty": (*FULL, "optimizer.distance_penalty=10"),
+    "LoRA": ("optimizer.lr=5e-3", "peft.method=lora", "peft.rank=16", "peft.alpha=32"),
+}
+"""What each changes of `configs/sft/tiny.yaml`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("problems", type=Path, help="jsonl with question and answer")
+    problems: Path = parser.parse_args(arguments).problems
+    make_tokenizer_and_corpus()
+    counts = split(problems)
+    question = shortest_question()
+    pretrained = pretrain()
+    runs = {name: fine_tune(name, pretrained, question) for name in WAYS}
+    print(f"\n{counts['train']:,} problems to train on, {counts['validation']:,} held out\n")
+    print_table(runs)
+    print_answers(question, runs)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    PICTURE.write_bytes(render(draw, [gather(run) for run in runs.values()], "png", (7.0, 4.5)))
+    print(f"\n{PICTURE}")
+    return 0
+
+
+def split(problems: Path) -> dict[str, int]:
+    """Write `train.jsonl` and `validation.jsonl`; the hash of a question tells where it goes."""
+    lines: dict[str, list[bytes]] = {"train": [], "validation": []}
+    for line in problems.read_bytes().splitlines(keepends=True):
+        digest = hashlib.sha256(json.loads(line)["question"].encode()).digest()
+        lines["validation" if digest[0] < HELD_OUT else "train"].append(line)
+    for name, found in lines.items():
+        with replace_file(DATA / f"{name}.jsonl") as file:
+            file.writelines(found)
+    return {name: len(found) for name, found in lines.items()}
+
+
+def shortest_question() -> str:
+    records = [json.loads(line) for line in (DATA / "validation.jsonl").open()]
+    return min((record["question"] for record in records), key=len)
+
+
+def pretrain() -> Path:
+    """A model of the demo's size that has read the demo's corpus."""
+    return once(
+        "pretrained",
+        "configs/pretrain/tiny.yaml",
+        PRETRAINING_ROWS,
+        "optimizer.lr=2e-3",
+        f"train.steps={PRETRAINING_STEPS}",
+        f"optimizer.warmup_steps={PRETRAINING_STEPS // 10}",
+        f"train.validate_every={PRETRAINING_STEPS // 2}",
+        f"checkpoint.every={PRETRAINING_STEPS // 4}",
+    )
+
+
+def fine_tune(name: str, pretrained: Path, question: str) -> Path:
+    entry = "{{path: {}, fields: {{instruction: question, output: answer}}}}"
+    asked = {"prompts": [question], "max_new_tokens": 100}
+    return once(
+        name.replace(" ", "-").lower(),
+        "configs/sft/tiny.yaml",
+        ROWS,
+        f"train.init_from={pretrained}",
+        f"data.train=[{entry.format(DATA / 'train.jsonl')}]",
+        f"data.validation=[{entry.format(DATA / 'validation.jsonl')}]",
+        f"train.steps={STEPS}",
+        f"optimizer.warmup_steps={STEPS // 10}",
+        f"train.validate_every={STEPS // 2}",
+        f"train.generate={json.dumps(asked)}",
+        f"checkpoint.every={STEPS // 2}",
+        "checkpoint.keep_best=false",
+        "zero.stage=1",
+        *WAYS[name],
+    )
+
+
+def once(name: str, config: str, rows: int, *overrides: str) -> Path:
+    """The run of this name, trained to its end unless it is there.
+
+    Args:
+        rows: of a step, half of them on each replica.
+    """
+    run = RUNS / name
+    if not any(event.kind == "finished" for event in read_events(run)):
+        sizes = (
+            f"train.sequence_length={SEQUENCE_LENGTH}",
+            f"train.global_batch_size={rows}",
+            f"train.micro_batch_size={rows // 2}",
+            f"train.validation_batches={VALIDATION_BATCHES}",
+        )
+        places = (f"run.root={RUNS}", f"run.name={name}", "logging.wandb=off")
+        llmscale("train", config, *places, *LAYOUT, *sizes, *overrides)
+    return run
+
+
+def print_table(runs: dict[str, Path]) -> None:
+    print("| | held-out loss | perplexity | forgetting score | trained | checkpoint | minutes |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    before = outcome(next(iter(runs.values()))).before
+    print(f"| before | {before:.3f} | {math.exp(before):.1f} | 0 | | | |")
+    for name, run in runs.items():
+        tuned = outcome(run)
+        cells = (
+            f"{tuned.after:.3f}",
+            f"{math.exp(tuned.after):.1f}",
+            f"{tuned.forgotten:+.3f}",
+            f"{trained(run) / 1e6:.2f} M",
+            f"{tuned.checkpoint_bytes / 1e6:.1f} MB",
+            f"{sum(line['step_seconds'] for line in read_metrics(run)) / 60:.1f}",
+        )
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def trained(run: Path) -> int:
+    """Parameters that the run has trained."""
+    told: list[dict[str, Any]] = [event.details for event in read_events(run) if event.kind == "tuned"]
+    if told:
+        return told[-1]["trained_parameters"]
+    config = gather(run).config  # without PEFT: all that the model has
+    vocabulary_size = resolved_vocabulary_size(config)
+    return model_parameters(config.model, vocabulary_size, config.train.sequence_length).total
+
+
+def print_answers(question: str, runs: dict[str, Path]) -> None:
+    print(f"\nQuestion: {question}")
+    for number, (name, run) in enumerate(runs.items()):
+        [texts] = samples(gather(run)).values()
+        if number == 0:
+            print(f"\nBefore: {texts[0][1]}")
+        print(f"\nAfter, {name}: {texts[-1][1]}")
+
+
+def draw(axes: Axes, runs: Sequence[RunData]) -> None:
+    """A line a way, from the pretrained model at the origin to the last step."""
+    for name, run, colour in zip(WAYS, runs, COLOURS):
+        found = trade(run)
+        assert found is not None
+        axes.plot(found.scores, found.gains, color=colour, linewidth=1.5, alpha=0.6)
+        sizes = [20] * (len(found.steps) - 1) + [90]
+        axes.scatter(found.scores, found.gains, sizes, color=colour, label=name, zorder=3)
+    axes.set_xlabel("forgetting score: rise of the loss on held-out Python source")
+    axes.set_ylabel("fall of the loss on held-out answers")
+    axes.set_title(f"School maths, {STEPS} steps: what is gained, what is lost")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
