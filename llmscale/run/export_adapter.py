@@ -87,21 +87,22 @@ class AdapterExport:
             tensors = self._renamed(stored)
             rounded = {name: self._rounded(name, tensor) for name, tensor in tensors.items()}
             write_new(unfinished / WEIGHTS, [save(rounded, metadata={"format": "pt"})])
-            text = json.dumps(self.config(), indent=2, sort_keys=True).encode() + b"\n"
-            write_new(unfinished / CONFIG, [text])
+            write_new(unfinished / CONFIG, [_json(self.config())])
             if self.head is not None:
-                write_new(unfinished / HEAD, [json.dumps(self.head, indent=2, sort_keys=True).encode() + b"\n"])
+                write_new(unfinished / HEAD, [_json(self.head)])
             if self.tokenizer is not None:
                 copy_tokenizer(self.tokenizer, unfinished, self.chat_template)
 
     def _renamed(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By the names that the library gives them."""
-        found = {name: tensor for name, tensor in stored.items() if name != SCORE}
+        found = dict(stored)
+        score = found.pop(SCORE, None)
         if self.peft.method == "p_tuning":
             found = {PROMPT: _encoded(found)}
-        # What changes no layer has the model itself under it, and not a model with layers of the library's.
-        inside = PEFT_PREFIX if self.peft.method in ("lora", "dora") else PEFT_PREFIX.split(".")[0] + "."
-        return found | {inside + name: tensor for name, tensor in stored.items() if name == SCORE}
+        if score is not None:
+            # It puts a layer of its own around a model only where it changes layers.
+            found[(PEFT_PREFIX if self.peft.method in ("lora", "dora") else "base_model.") + SCORE] = score
+        return found
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:
         found = tensor.to(self.dtype)
@@ -154,6 +155,10 @@ class AdapterExport:
             },
         }
         return common | prompt | of_method[peft.method]
+
+
+def _json(tree: Mapping[str, Any]) -> bytes:
+    return json.dumps(tree, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _encoded(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,5 @@
-"""What transformers has to know of a head: its class, its labels, and what pads texts."""
+"""What transformers, and the peft library on top of it, has to know of a head: its class, its labels, and
+what pads texts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,16 +47,29 @@ def with_head(
     Raises:
         InputError: transformers could not tell where a padded text ends.
     """
-    labels = [NUMBER] if head.problem == "regression" else head.labels
     return {
         **config,
+        **what_it_tells(head, special_tokens, tokenizer),
         "architectures": [_classifier(config["model_type"])],
+        "tie_word_embeddings": False,
+        "use_cache": False,
+    }
+
+
+def what_it_tells(
+    head: ClassifySection, special_tokens: Mapping[str, int | None], tokenizer: Path | None
+) -> dict[str, Any]:
+    """The part of `config.json` that is the head's own, whatever model it is on.
+
+    Raises:
+        InputError: transformers could not tell where a padded text ends.
+    """
+    labels = [NUMBER] if head.problem == "regression" else head.labels
+    return {
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
         "pad_token_id": _padding(special_tokens, tokenizer),
         "problem_type": f"{head.problem}{'' if head.problem == 'regression' else '_classification'}",
-        "tie_word_embeddings": False,
-        "use_cache": False,
     }
 
 

@@ -2,24 +2,41 @@
 
 import json
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from llmscale.checkpoint.store import inspect
+from llmscale.config.load import load_config, read_resolved
 from llmscale.config.problems import InputError
-from llmscale.config.schema import Config
+from llmscale.config.schema import Config, ParallelSection
+from llmscale.data.checks import resolved_vocabulary_size
+from llmscale.data.labelled import with_labels
+from llmscale.data.tokenizer import open_encoder
 from llmscale.data.train_tokenizer import train_tokenizer
+from llmscale.model.huggingface import hugging_face_config
+from llmscale.parallel.environment import RankEnvironment
+from llmscale.run.deep_verify import plan_check
 from llmscale.run.export import plan_export
+from llmscale.run.huggingface import copy_tokenizer
+from llmscale.run.loaded_model import load_model
 from llmscale.run.target import find_target
-from tests.distributed.parity import TOLERANCES, Run, compare, parity_config, train
+from tests.distributed.parity import TOLERANCES, Run, compare, parity_config, train, train_all
+from tests.distributed.test_peft_layouts import PATCHES
 from tests.distributed.trainings import SECTIONS, Place, assert_same_run
 from tests.distributed.trainings import Run as WholeRun
+from tests.ranks import run_ranks
 
 STEPS = 6
+FAMILIES = ("llama", "gpt2")
 LABELS = {"labels": ["a", "b", "c"]}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor 2": {"tensor": 2},
@@ -28,6 +45,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "zero 2": {"data": 2, "zero": 2},
     "zero 3": {"data": 2, "zero": 3},
 }
+QUICK = ("sequence parallel", "zero 3")
+"""What `make test` runs with PEFT; the rest is `make soak`."""
+
+
+def soak(value: str) -> Any:
+    return pytest.param(value, marks=pytest.mark.soak)
 
 
 def classifier(family: str = "llama", problem: str = "single_label", **options: Any) -> Config:
@@ -47,6 +70,33 @@ def test_every_layout_gives_what_one_rank_gives(layout: str, alone: Run) -> None
     compare(run, alone, TOLERANCES["fp32"])
     assert run.weights["score.weight"].shape == (3, 64)
     assert "lm_head.weight" not in run.weights
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", "rank": 4, "alpha": 8},
+    "prefix tuning": {"method": "prefix_tuning", "virtual_tokens": 5},
+}
+
+
+@cache
+def alone_with_peft() -> list[Run]:
+    return train_all([classifier(peft=options) for options in METHODS.values()], steps=STEPS)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [layout if layout in QUICK else soak(layout) for layout in LAYOUTS],
+)
+def test_every_layout_trains_a_head_beside_few_weights_as_one_rank_does(layout: str) -> None:
+    """The gates of a run are asked after each step: what is frozen stays."""
+    configs = [classifier(peft=options, **LAYOUTS[layout]) for options in METHODS.values()]
+    for method, run, expected in zip(METHODS, train_all(configs, PATCHES, STEPS), alone_with_peft()):
+        try:
+            compare(run, expected, TOLERANCES["fp32"])
+        except AssertionError as error:
+            raise AssertionError(f"{method}: {error}") from None
+        assert run.gradients["score.weight"].shape == (3, 64)
+        assert not any(name.startswith("model.") for name in run.gradients)
 
 
 def test_regression_of_a_tied_model_with_biases_under_tensor_and_pipeline_parallelism() -> None:
@@ -133,16 +183,94 @@ def test_a_stopped_run_goes_on_with_its_labels_and_no_others(place: Place, train
     assert_same_run(place.run("stopped"), trained)
 
 
-def test_lora_on_pretrained_weights_trains_the_head_too(place: Place, trained: WholeRun) -> None:
-    """The base's own head is not taken; the checkpoint has the update and the head."""
-    base = f"train.init_from={trained.folder}"
-    run = place.uninterrupted("lora", base, "peft=lora", "parallel.tensor=2", "cluster.processes_per_node=2")
+EXPORTED = ("lora", "dora", "prefix_tuning", "prompt_tuning")
+
+
+@pytest.fixture(scope="module", params=[FAMILIES[0], *(soak(family) for family in FAMILIES[1:])])
+def base(place: Place, request: pytest.FixtureRequest) -> Path:
+    """A model that writes, as transformers saves it."""
+    folder = place.folder / request.param
+    config = load_config(place.config, [f"model.family={request.param}"])
+    rows = resolved_vocabulary_size(config)
+    tree = hugging_face_config(config.model, rows, config.train.sequence_length)
+    torch.manual_seed(5)
+    described = AutoConfig.for_model(**tree)
+    AutoModelForCausalLM.from_config(described).save_pretrained(folder)
+    copy_tokenizer(place.folder / "tokenizer", folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", [EXPORTED[0], *(soak(method) for method in EXPORTED[1:])])
+def test_few_weights_and_a_head_of_a_run_are_what_the_libraries_load(
+    place: Place, base: Path, method: str
+) -> None:
+    """Trained under two tensor ranks; the adapter on its base, and merged, give our scores."""
+    layout = ("parallel.tensor=2", "cluster.processes_per_node=2")
+    name = f"{method}-{base.name}"
+    own = [f"train.init_from={base}", f"peft={method}", f"model.family={base.name}", "train.stop_at=30"]
+    own += ["peft.virtual_tokens=5"] if "tuning" in method else ["peft.rank=4"]
+    run = place.uninterrupted(name, *own, *layout)
     names = {name for name in run.tensors() if not name.startswith("optimizer.")}
     assert "score.weight" in names
-    assert all("lora_" in name for name in names - {"score.weight"})
-    assert run.events("validated")[-1].details["metrics"]["accuracy"] > 0.9
-    first, last = run.tensors(20)["score.weight"], run.tensors()["score.weight"]
-    assert not torch.equal(first, last)
+    assert not names & load_file(base / "model.safetensors").keys()
+    texts = [json.loads(line)["text"] for line in (place.folder / "validation.jsonl").open()]
+    ours_DL = run_ranks(1, scores_of_rank, run.folder, texts)[0]
+    assert ours_DL.std() > 1e-2
+    out = write_export(run, place.folder / f"exported-{name}")
+    head = json.loads((out / "head.json").read_text())
+    assert head["label2id"] == {label: number for number, label in enumerate(sorted(WORDS))}
+    on_base = AutoModelForSequenceClassification.from_pretrained(base, **head)
+    model = PeftModel.from_pretrained(on_base, out)
+    told_DL = scores_of_peer(model, out, texts, padded=method != "prompt_tuning")
+    torch.testing.assert_close(told_DL, ours_DL, atol=1e-5, rtol=0)
+    if method in ("lora", "dora"):
+        merged = write_export(run, place.folder / f"merged-{name}", merge=True)
+        model = AutoModelForSequenceClassification.from_pretrained(merged)
+        assert model.config.id2label == dict(enumerate(sorted(WORDS)))
+        told_DL = scores_of_peer(model, merged, texts)
+        torch.testing.assert_close(told_DL, ours_DL, atol=1e-5, rtol=0)
+    for step in run.committed_steps():
+        assert deep_faults(run, step, "parallel.pipeline=2") == []
+
+
+def write_export(run: WholeRun, out: Path, merge: bool = False) -> Path:
+    export = plan_export(str(run.folder), run.folder.parent, None, "fp32", merge)
+    export.write(out, 1 << 30, lambda _: None)
+    return out
+
+
+def deep_faults(run: WholeRun, step: int, *layout: str) -> list[str]:
+    """What `checkpoint verify --deep` finds."""
+    found = inspect(run.folder / "checkpoints" / f"step-{step:08d}")
+    assert found.manifest is not None
+    check = plan_check(found.path, found.manifest, layout, own_layout=False)
+    assert not isinstance(check, str), check
+    return check.faults()
+
+
+def scores_of_rank(_: int, run: Path, texts: list[str]) -> Tensor:
+    """Of each text by itself, at its last token, by our model with what was trained beside its base."""
+    config = with_labels(read_resolved(run / "config.yaml"))
+    config = config.model_copy(update={"parallel": ParallelSection()})
+    virtual = [-1 - place for place in range(config.peft.placeholders)]
+    encoder = open_encoder(config.tokenizer.path)
+    chunks, world = load_model(config, resolved_vocabulary_size(config), RankEnvironment(), run)
+    found: list[Tensor] = []
+    with world.active(), torch.no_grad():
+        for text in texts:
+            tokens = torch.tensor([virtual + encoder.encode(text).ids])
+            found.append(chunks[0].eval()(tokens, torch.arange(tokens.shape[1])[None])[-1, 0])
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def scores_of_peer(model: Any, folder: Path, texts: list[str], padded: bool = True) -> Tensor:
+    """As a user would ask: a padded batch, or text by text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batches = [texts] if padded else [[text] for text in texts]
+    return torch.cat(
+        [model.eval()(**tokenizer(batch, padding=True, return_tensors="pt")).logits for batch in batches]
+    )
 
 
 def test_a_classifier_does_not_write(trained: WholeRun) -> None:
