@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from llmscale.config.problems import InputError
 from llmscale.config.tuning import SftSection
 from llmscale.data.chat.encode import ACROSS, TRUNCATED, UNANSWERED, ChatEncoder
-from llmscale.data.chat.template import GENERATION, OURS, TEMPLATES, chat_template
+from llmscale.data.chat.template import GENERATION, OURS, TEMPLATES, ChatTemplate, chat_template
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.tokenizer import open_encoder
 from tests.data.conversations import BOS, EOS, conversations, pieces, reference
@@ -253,6 +253,28 @@ def test_whole_turns_are_cut(chat_folder: Path):
     assert encode(encoder_of(chat_folder, lengths[2]), record).notes == ()
 
 
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
+@pytest.mark.parametrize("learn", ["assistant", "last", "all"])
+def test_long_conversations_are_cut_quickly(
+    chat_folder: Path, unmarked: Path, marked: bool, learn: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As if turn after turn were taken away, but with few renderings of what is thrown away."""
+    template = "zephyr" if marked else str(unmarked / "zephyr.jinja")
+    turns = [f"turn {n}" + " more" * (n % 7) for n in range(400)]
+    whole = encoder_of(chat_folder, chat_template=template, learn=learn)
+    kept = [lists(encode(whole, chat(*turns[:end]))) for end in range(2, 20, 2)]
+    rendered, render = [], ChatTemplate.render
+    monkeypatch.setattr(
+        ChatTemplate, "render", lambda *args, **keys: rendered.append(0) or render(*args, **keys)
+    )
+    for longest, expected in zip([len(tokens) for tokens, _ in kept[1:]], kept):
+        encoder = encoder_of(chat_folder, longest - 1, chat_template=template, learn=learn)
+        rendered.clear()
+        found = encode(encoder, chat(*turns))
+        assert lists(found) == expected and found.notes == (TRUNCATED,)
+        assert len(rendered) < 60
+
+
 def test_text_is_cut_at_its_end_and_a_completion_is_not(chat_folder: Path):
     text = {"text": " word" * 50}
     whole, _ = lists(encode(encoder_of(chat_folder), text))
@@ -312,6 +334,10 @@ def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path, chat_folde
     )
     encoder = encoder_of(chat_folder, chat_template=str(template))
     assert "nobody can tell which tokens" in left_out(encoder, chat("a", "b", "c", "d")).message
+    last = encoder_of(chat_folder, chat_template=str(template), learn="last")
+    assert [text for text, learned in written(last, chat_folder, chat("a", "b", "c", "d")) if learned] == [
+        "d</s>"
+    ]
     assert written(encoder, chat_folder, chat("a", "b"))[-1][1]
 
 

@@ -165,8 +165,8 @@ class ChatEncoder:
         return Encoded(example, (*notes, ACROSS) if across else notes)
 
     def _cut(self, one: _Learnable, encoding: Encoding) -> tuple[Content, Spelled, Encoding] | None:
-        """What can be learned of a record that is too long: a plain text is cut anywhere, a conversation after
-        the last answer that fits. That is found by halving, since more turns are more tokens."""
+        """What can be learned of a record that is too long: a plain text is cut anywhere, a conversation
+        after the last answer that fits. That is found by halving, since more turns are more tokens."""
         if isinstance(one.content, Text):
             return one.content, one.spelled, encoding
         if not isinstance(one.content, Conversation):

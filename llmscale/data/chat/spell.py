@@ -1,6 +1,5 @@
 """Records as one text each, with the characters that an assistant speaks."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -41,9 +40,10 @@ def spell(
         return Spelled(content.text, ((0, len(content.text)),), of_template=False)
     rendered = template.render(content.messages, content.tools)
     if not template.marks_answers:
-        answers = _answers_by_growth(content, template, rendered.text)
-        wanted = answers[-1:] if which == "last" else answers
-        return Spelled(rendered.text, wanted, of_template=True, marked=False)
+        places = places_of_answers(content)
+        wanted = places[-1:] if which == "last" else places
+        answers = tuple(_answer_by_growth(content, place, template, rendered.text) for place in wanted)
+        return Spelled(rendered.text, answers, of_template=True, marked=False)
     answers = tuple(rendered.answers)
     if which == "last" and len(answers) > 1:
         earlier = template.render(content.messages[:-1], content.tools)
@@ -51,36 +51,28 @@ def spell(
     return Spelled(rendered.text, answers, of_template=True)
 
 
-def _answers_by_growth(content: Conversation, template: ChatTemplate, whole: str) -> tuple[Span, ...]:
-    """An answer is what the text grows by when the assistant is asked and then answers."""
-    answers = []
-    for place, message in enumerate(content.messages):
-        if message["role"] != "assistant":
-            continue
-        asked = template.render(content.messages[:place], content.tools, ask=True).text
-        answered = template.render(content.messages[: place + 1], content.tools).text
-        if not (answered.startswith(asked) and whole.startswith(answered)):
-            raise BadRecord(
-                f"the chat template {template.name} writes what stands until messages[{place}] otherwise "
-                "once more follows, so that nobody can tell which tokens are the assistant's; mark them with "
-                "{% generation %} in a copy of the template, and name that in sft.chat_template"
-            )
-        answers.append((len(asked), len(answered)))
-    return tuple(answers)
+def _answer_by_growth(content: Conversation, place: int, template: ChatTemplate, whole: str) -> Span:
+    """The answer `messages[place]` is what the text grows by when the assistant is asked and then answers."""
+    asked = template.render(content.messages[:place], content.tools, ask=True).text
+    answered = template.render(content.messages[: place + 1], content.tools).text
+    if not (answered.startswith(asked) and whole.startswith(answered)):
+        raise BadRecord(
+            f"the chat template {template.name} writes what stands until messages[{place}] otherwise "
+            "once more follows, so that nobody can tell which tokens are the assistant's; mark them with "
+            "{% generation %} in a copy of the template, and name that in sft.chat_template, or learn the "
+            "last answer only (sft.learn=last)"
+        )
+    return len(asked), len(answered)
 
 
-def until_last_answer(conversation: Conversation) -> Conversation | None:
-    """Without the turns that nobody answers; None if there is no answer."""
-    last = next(_answers_from_the_end(conversation), None)
-    return None if last is None else replace(conversation, messages=conversation.messages[: last + 1])
+def until(conversation: Conversation, place: int) -> Conversation:
+    """The conversation with `messages[place]` as its last."""
+    return replace(conversation, messages=conversation.messages[: place + 1])
 
 
-def shortened(conversation: Conversation) -> Iterator[Conversation]:
-    """The conversation until its last answer but one, until the one before that, and so on."""
-    places = _answers_from_the_end(conversation)
-    next(places, None)
-    for place in places:
-        yield replace(conversation, messages=conversation.messages[: place + 1])
+def places_of_answers(conversation: Conversation) -> list[int]:
+    """Of the messages of the assistant, in order."""
+    return [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
 
 
 def is_empty(content: Conversation | Completion | Text) -> bool:
@@ -97,8 +89,3 @@ def says_something(message: Message) -> bool:
     """There is more to a message than its role."""
     texts = (message.get(key) for key in ("content", *REASONING))
     return bool(message.get("tool_calls")) or any(isinstance(text, str) and text.strip() for text in texts)
-
-
-def _answers_from_the_end(conversation: Conversation) -> Iterator[int]:
-    messages = conversation.messages
-    return (place for place in reversed(range(len(messages))) if messages[place]["role"] == "assistant")
