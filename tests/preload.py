@@ -2,4 +2,7 @@
 
 import torch
 
+from llmscale.engine.operations import use_prebuilt_operations
+
+use_prebuilt_operations()
 torch.set_num_threads(1)

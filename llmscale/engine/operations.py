@@ -16,10 +16,15 @@ from llmscale.parallel.extensions import use_prebuilt_extensions
 
 
 def use_prebuilt_operations() -> list[str]:
-    """Load what is there whole; returns the names. The rest DeepSpeed builds when it needs it."""
+    """Load what is there whole; returns the names. The rest DeepSpeed builds when it needs it.
+
+    What this process, or the one it was forked from, has loaded before stays as it is: a second copy of an
+    operation ends the process.
+    """
     folder = use_prebuilt_extensions()
     libraries = sorted(folder.glob("*/*.so")) if folder else []
-    whole = [library for library in libraries if _hash_file(library).exists() and _is_whole(library)]
+    missing = [library for library in libraries if library.stem not in OpBuilder._loaded_ops]
+    whole = [library for library in missing if _hash_file(library).exists() and _is_whole(library)]
     for library in whole:
         OpBuilder._loaded_ops[library.stem] = _load(library)
     return [library.stem for library in whole]

@@ -13,6 +13,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from llmscale.config.schema import Config
+from llmscale.engine.operations import use_prebuilt_operations
 from llmscale.parallel.mpu import ModelParallelUnit
 from llmscale.parallel.world import World, register_stateful_module
 
@@ -26,6 +27,7 @@ def deepspeed_engine(
     module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World
 ) -> Any:
     """`module` under ZeRO as the config wants it. Collective; the world must be active."""
+    use_prebuilt_operations()
     elements = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     in_float64 = config.train.precision == "fp64" and config.has_partitions
     with _float64_masters() if in_float64 else contextlib.nullcontext():
@@ -76,7 +78,7 @@ def deepspeed_config(config: Config, data_parallel: int, elements: int) -> dict[
     accumulation steps are 1 and not its business. `elements` are those of this rank's trained parameters: a
     bucket larger than that would only take memory.
     """
-    bucket = min(elements, MOST_ELEMENTS_AT_ONCE)
+    bucket = min(elements + elements % 2, MOST_ELEMENTS_AT_ONCE)  # DeepSpeed wants an even one
     stage = config.zero.stage if config.has_partitions else 0
     is_bf16 = config.train.precision == "bf16"
     return {

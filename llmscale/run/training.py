@@ -21,7 +21,6 @@ from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
 from llmscale.engine.engine import Engine
-from llmscale.engine.operations import use_prebuilt_operations
 from llmscale.engine.trained import trained_parameters
 from llmscale.model.build import DTYPES
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
@@ -64,7 +63,6 @@ Cook = Callable[[Config, World], contextlib.AbstractContextManager[Recipe]]
 
 def train(config: Config, environment: RankEnvironment, cook: Cook) -> int:
     """Train on this rank; returns 0 when the run is complete, 75 when it was asked to stop and has saved."""
-    use_prebuilt_operations()
     use_threads(config.cluster.threads, environment.local_world_size)
     device = connect(environment, config.cluster.backend)
     world = World(Layout.of(config.parallel, environment.world_size), device)
