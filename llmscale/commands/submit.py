@@ -91,13 +91,14 @@ def _summary(request: JobRequest) -> str:
     """The plan in a line; `llmscale plan` has the whole of it."""
     config = request.config
     cluster, parallel = config.cluster, config.parallel
-    wanted = amounts(config, resolved_vocabulary_size(config))
+    wanted, epochs = amounts(config, resolved_vocabulary_size(config)), config.train.epochs
+    length = f"{config.train.steps:,} steps" if epochs is None else f"{epochs:g} epochs, steps"
     _, memory = fullest_rank(config, resolved_vocabulary_size(config))
     parts = [
         f"{cluster.kind}: {cluster.nodes:,} × {cluster.processes_per_node} = {config.world_size:,} ranks",
         f"tensor {parallel.tensor} × pipeline {parallel.pipeline} × data {config.data_parallel:,}",
         f"{wanted.parameters:,} parameters, {bytes_text(memory.total)} a rank",
-        f"{config.train.steps:,} steps of {wanted.tokens_per_step:,} tokens",
+        f"{length} of {wanted.tokens_per_step:,} tokens",
     ]
     if request.tasks:
         parts.append(f"an array of {len(request.tasks):,} runs")

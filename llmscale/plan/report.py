@@ -50,13 +50,19 @@ def _memory_table(config: Config, stage: int, memory: RankMemory, device: Device
 
 
 def _run_table(config: Config, wanted: Amounts, device: Device, utilisation: float) -> Table:
-    table = _table("Run")
+    table, epochs = _table("Run"), config.train.epochs
     table.add_row("parameters", f"{wanted.parameters:,}")
+    if config.outputs == 0:
+        table.add_row("labels", "those of the data, whose head is not counted")
     table.add_row("tokens a step", f"{wanted.tokens_per_step:,}")
-    table.add_row("steps", f"{config.train.steps:,}")
-    table.add_row("tokens in all", f"{wanted.tokens:,} ({wanted.tokens / wanted.parameters:.1f} a parameter)")
     table.add_row("operations a token", f"{wanted.flops_per_token:.3g}")
-    table.add_row("operations in all", f"{wanted.flops_per_token * wanted.tokens:.3g}")
+    if epochs is None:
+        a_parameter = wanted.tokens / wanted.parameters
+        table.add_row("steps", f"{config.train.steps:,}")
+        table.add_row("tokens in all", f"{wanted.tokens:,} ({a_parameter:.1f} a parameter)")
+        table.add_row("operations in all", f"{wanted.flops_per_token * wanted.tokens:.3g}")
+    else:
+        table.add_row("epochs", f"{epochs:g}, whose steps the data tells")
     if device.peak_flops is not None:
         seconds = step_seconds(config, wanted, device.peak_flops, utilisation)
         assumption = (
@@ -64,8 +70,9 @@ def _run_table(config: Config, wanted: Amounts, device: Device, utilisation: flo
         )
         table.add_row("seconds a step", f"{seconds:.3g} {assumption}")
         table.add_row("tokens a second", f"{wanted.tokens_per_step / seconds:,.0f}")
-        table.add_row("time in all", duration_text(seconds * config.train.steps))
-        table.add_row("device hours", f"{seconds * config.train.steps * config.world_size / 3600:,.1f}")
+        if epochs is None:
+            table.add_row("time in all", duration_text(seconds * config.train.steps))
+            table.add_row("device hours", f"{seconds * config.train.steps * config.world_size / 3600:,.1f}")
     table.add_row("a checkpoint", bytes_text(wanted.checkpoint_bytes))
     return table
 

@@ -33,6 +33,17 @@ def test_plan_needs_no_data(path: Path) -> None:
         assert text in result.stdout
 
 
+def test_what_only_the_data_tells_is_no_number(path: Path) -> None:
+    result = run_plan(path, "task=classify", "train.epochs=2")
+    assert result.returncode == 0, result.stderr
+    for text in ("those of the data", "2, whose steps the data tells", "5,048,576"):
+        assert text in result.stdout
+    assert "tokens in all" not in result.stdout
+    known = run_plan(path, "task=classify", "classify.labels=[a, b, c]")
+    assert f"{5_048_576 + 3 * 256:,}" in known.stdout
+    assert "those of the data" not in known.stdout
+
+
 def test_what_cannot_fit_is_refused_with_what_would(path: Path) -> None:
     result = run_plan(path, "model=llama3_8b", "--device", "L4", "train.sequence_length=8192")
     assert result.returncode == 2
