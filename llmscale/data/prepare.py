@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
@@ -92,20 +91,6 @@ def prepare_examples(config: Config, folder: Path) -> dict[str, JsonValue]:
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     return summary
-
-
-def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """What `prepare_examples` tells, a line a part."""
-    lines = []
-    for name, counts in summary.items():
-        left_out = [
-            f"{times:,} {reason.replace('_', ' ')}" for reason, times in counts["left_out"].items() if times
-        ]
-        changed = [f"{times:,}: {note}" for note, times in counts["notes"].items()]
-        told = f"; left out {', '.join(left_out)}" if left_out else ""
-        told += f"; {'; '.join(changed)}" if changed else ""
-        lines.append(f"{name}: {counts['examples']:,} examples of {counts['records']:,} records{told}")
-    return lines
 
 
 class Unusable(Exception):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from llmscale.checkpoint.agreement import Agreement
 from llmscale.config.schema import Config
 from llmscale.data.blend import Blend, ShuffledCorpus
@@ -13,11 +15,13 @@ from llmscale.data.corpus import entries_of_split, read_index, share_of_document
 from llmscale.data.example_rows import ExampleRows
 from llmscale.data.examples import ExampleSet
 from llmscale.data.loader import VALIDATION_SEED, BatchSource, SplitName
-from llmscale.data.prepare import prepare_examples, summary_lines
+from llmscale.data.prepare import prepare_examples
 from llmscale.data.row import RowSource
 from llmscale.model.peft.table import virtual_tokens
 from llmscale.parallel.world import World
 from llmscale.run.forgetting import forgetting_source
+from llmscale.runtime.describe import data_lines
+from llmscale.runtime.events import EventLog, read_events
 
 FOLDER = "data"
 """In the run folder."""
@@ -43,7 +47,7 @@ def open_examples(config: Config, world: World) -> Iterator[ExampleData]:
     agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
     summary = agreement.decide(None, lambda _: prepare_examples(config, folder))
     if world.rank == 0:
-        print(*summary_lines(summary), sep="\n", flush=True)
+        _tell(config.run_folder, summary)
     blend = training_blend(config, folder)
     config = _with_steps(config, blend)
     replica = (world.coordinates.data, world.layout.data)
@@ -60,6 +64,14 @@ def open_examples(config: Config, world: World) -> Iterator[ExampleData]:
         if forgetting is not None:
             opened.enter_context(forgetting)
         yield ExampleData(config, training, validation, forgetting)
+
+
+def _tell(run_folder: Path, summary: dict[str, JsonValue]) -> None:
+    """In the rank's log at each start, and as an event where the data is new."""
+    print(*data_lines(summary), sep="\n", flush=True)
+    known = [event.details["parts"] for event in read_events(run_folder) if event.kind == "prepared"]
+    if known[-1:] != [summary]:
+        EventLog(run_folder).write("prepared", None, parts=summary)
 
 
 def training_blend(config: Config, folder: Path) -> Blend:

@@ -8,6 +8,8 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
     """One line about an event."""
     if kind == "resumed":
         return f"resumed from step {step}"
+    if kind == "prepared":
+        return "data: " + " / ".join(data_lines(details["parts"]))
     if kind == "tuned":
         trained, parameters = details["trained_parameters"], details["parameters"]
         share = f"{trained:,} trained parameters, {trained / parameters:.3%} of the model's {parameters:,}"
@@ -32,6 +34,18 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
         return "submitted"
     about = f": {details['cause']}" if "cause" in details else ""
     return (kind if step is None else f"{kind} at step {step}") + about
+
+
+def data_lines(parts: Mapping[str, Any]) -> Iterator[str]:
+    """What became of the records of each part of the data (`train-0`, …)."""
+    for name, counts in parts.items():
+        left_out = [
+            f"{times:,} {reason.replace('_', ' ')}" for reason, times in counts["left_out"].items() if times
+        ]
+        changed = [f"{times:,}: {note}" for note, times in counts["notes"].items()]
+        told = f"; left out {', '.join(left_out)}" if left_out else ""
+        told += f"; {'; '.join(changed)}" if changed else ""
+        yield f"{name}: {counts['examples']:,} examples of {counts['records']:,} records{told}"
 
 
 def validation_numbers(details: Mapping[str, Any]) -> Iterator[str]:

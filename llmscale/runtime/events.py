@@ -26,6 +26,7 @@ Kind = Literal[
     "started",
     "node_joined",
     "node_lost",
+    "prepared",
     "resumed",
     "tuned",
     "saved",

@@ -105,7 +105,7 @@ class Progress(Watcher):
             self.recent.append(record["step_seconds"])
             self.steps = record.get("steps", self.steps)
         for event in self.events.new():
-            if event["event"] in ("resumed", "tuned", "saved", "validated", "stopped_early"):
+            if event["event"] in ("prepared", "resumed", "tuned", "saved", "validated", "stopped_early"):
                 self.say(describe_event(event["event"], event["step"], event))
             if event["event"] == "stopped_early":
                 self.steps = event["step"]

@@ -19,8 +19,9 @@ from llmscale.config.schema import Config
 from llmscale.data.checks import check_data
 from llmscale.data.corpus import share_of_documents
 from llmscale.data.examples import ExampleSet
-from llmscale.data.prepare import prepare_examples, summary_lines
+from llmscale.data.prepare import prepare_examples
 from llmscale.data.tokenizer import open_encoder
+from llmscale.runtime.describe import data_lines
 
 RECORDS = [{"prompt": f"Number {n}?", "completion": f" It is {n}."} for n in range(50)]
 
@@ -136,7 +137,7 @@ def test_every_record_is_counted(tmp_path: Path, chat_folder: Path):
     config = config_of(chat_folder, file, data={"split": [1, 0, 0]}, train={"validate_every": None})
     counts: Any = prepare_examples(config, tmp_path / "out")["train-0"]
     assert (counts["records"], counts["examples"]) == (15, 8)
-    (line,) = summary_lines({"train-0": counts})
+    (line,) = data_lines({"train-0": counts})
     assert line == (
         "train-0: 8 examples of 15 records; left out 4 bad, 1 empty, 1 too long, 1 nothing learned"
     )
