@@ -94,7 +94,6 @@ def outcome(run: Path) -> Tuned:
 
 def told(tuned: Tuned) -> str:
     return (
-        f"{tuned.run.name}: loss on held-out answers {tuned.before:.2f} → {tuned.after:.2f}, "
-        f"on the pretraining text {tuned.forgotten:+.2f}; "
-        f"a checkpoint of {tuned.checkpoint_bytes / 1e6:.1f} MB"
+        f"{tuned.run.name}: held-out answers {tuned.before:.2f} → {tuned.after:.2f}, "
+        f"pretraining text {tuned.forgotten:+.2f}, checkpoint {tuned.checkpoint_bytes / 1e6:.1f} MB"
     )
