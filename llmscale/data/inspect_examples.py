@@ -1,7 +1,7 @@
 """A look at what a run of `sft` or `classify` would train on: figures, doubts, and samples token by token."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -27,9 +27,10 @@ BARS = 8
 @dataclass(frozen=True)
 class ShownToken:
     text: str
-    """What it adds to the text; its name where it is a part of a character."""
+    """What it adds to the text: nothing where a later one ends the character; its name if none does."""
     id: int
     learned: bool
+    special: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,17 @@ def inspect_config(config: Config, samples: int) -> Inspection:
 
 def shown_tokens(example: Example, tokenizer: Tokenizer) -> list[ShownToken]:
     stream = DecodeStream(skip_special_tokens=False)
-    shown = []
-    for token, learned in zip(example.tokens.tolist(), example.learned.tolist()):
-        text = stream.step(tokenizer, token)
-        shown.append(ShownToken(text or tokenizer.id_to_token(token) or f"<{token}>", token, learned))
-    return shown
+    added = tokenizer.get_added_tokens_decoder()
+    special = {token for token, found in added.items() if found.special}
+    shown: list[ShownToken] = []
+    begun = 0
+    """Where the character begins that the newest tokens are parts of."""
+    for place, (token, learned) in enumerate(zip(example.tokens.tolist(), example.learned.tolist())):
+        text = stream.step(tokenizer, token) or ""
+        shown.append(ShownToken(text, token, learned, token in special))
+        begun = place + 1 if text else begun
+    unfinished = [replace(one, text=tokenizer.id_to_token(one.id) or f"<{one.id}>") for one in shown[begun:]]
+    return shown[:begun] + unfinished
 
 
 class _Spread:

@@ -15,6 +15,8 @@ td { padding: .1rem 1rem .1rem 0; vertical-align: top; }
 .sample span { border-radius: 3px; box-shadow: inset 0 0 0 1px light-dark(#0002, #fff2); }
 .learned { background: light-dark(#c4ecc9, #1e5b2c); }
 .read { color: light-dark(#666, #aaa); }
+.special { font-weight: bold; text-decoration: underline dotted; }
+.sample span:empty { padding: 0 .12rem; }
 """.strip()
 
 
@@ -32,7 +34,8 @@ def inspection_page(title: str, found: Inspection) -> str:
             f"<h1>{escape(title)}</h1><table>{facts}</table>",
             f"<h2>Suspicious</h2><ul class=suspicious>{doubts}</ul>",
             f"<h2>Lengths in tokens</h2><table>{_bars(found)}</table>",
-            '<h2>Samples</h2><p><span class="learned">learned</span> <span class="read">only read</span></p>',
+            '<h2>Samples</h2><p><span class="learned">learned</span> <span class="read">only read</span> '
+            '<span class="special">special token</span></p>',
             *(_sample(sample) for sample in found.samples),
             "</body></html>\n",
         ]
@@ -56,4 +59,5 @@ def _sample(sample: Sample) -> str:
 def _token(token: ShownToken) -> str:
     kind = "learned" if token.learned else "read"
     text = escape(token.text).replace("\n", "↵\n")
+    kind = f'"{kind} special"' if token.special else kind
     return f'<span class={kind} title="{token.id}">{text}</span>'

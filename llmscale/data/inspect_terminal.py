@@ -27,8 +27,9 @@ def show_inspection(found: Inspection, console: Console) -> None:
 
 def _colored(tokens: list[ShownToken]) -> Text:
     text = Text()
-    for place, token in enumerate(tokens):
-        text.append(_visible(token), (LEARNED if token.learned else READ)[place % 2])
+    for place, token in enumerate(token for token in tokens if token.text):
+        style = (LEARNED if token.learned else READ)[place % 2]
+        text.append(_visible(token), f"bold underline {style}" if token.special else style)
     return text
 
 

@@ -6,12 +6,16 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from llmscale.commands.data import app
 from llmscale.config.problems import InputError
+from llmscale.data.examples import Example
+from llmscale.data.inspect_examples import shown_tokens
+from llmscale.data.tokenizer import open_encoder
 
 
 def run(*arguments: object) -> str:
@@ -50,11 +54,26 @@ def test_samples_on_the_terminal_and_as_a_page(tmp_path: Path, chat_folder: Path
     html = page.read_text()
     samples = re.findall(r"<div class=sample>(.*?)</div>", html, re.DOTALL)
     assert len(samples) == 2
-    tokens = re.findall(r'<span class=(learned|read) title="(\d+)">(.*?)</span>', samples[0], re.DOTALL)
+    tokens = re.findall(
+        r'<span class="?(learned|read)(?: special")? title="(\d+)">(.*?)</span>', samples[0], re.DOTALL
+    )
     learned = "".join(unescape(text) for kind, _, text in tokens if kind == "learned")
     read = "".join(unescape(text) for kind, _, text in tokens if kind == "read")
     assert learned == "Yes, 0.<|im_end|>"
     assert read == "<|im_start|>user↵\nIs 0 < 1 & true?<|im_end|>↵\n<|im_start|>assistant↵\n"
+
+
+def test_characters_of_many_tokens_and_special_tokens(bos_folder: Path):
+    tokenizer = open_encoder(bos_folder)
+    text = " Zürich 👩\u200d👧!"
+    ids = [tokenizer.token_to_id("</s>"), *tokenizer.encode(text, add_special_tokens=False).ids]
+    example = Example(np.array(ids, np.int32), np.ones(len(ids), bool))
+    shown = shown_tokens(example, tokenizer)
+    assert "".join(token.text for token in shown) == f"</s>{text}" and [token.id for token in shown] == ids
+    assert any(not token.text for token in shown), "a part of a character shows with its last part"
+    assert [token.text for token in shown if token.special] == ["</s>"]
+    cut = Example(example.tokens[:-2], example.learned[:-2])
+    assert shown_tokens(cut, tokenizer)[-1].text.startswith("<0x"), "nothing is left unsaid"
 
 
 def test_overrides_change_the_config(tmp_path: Path, chat_folder: Path):
