@@ -39,7 +39,7 @@ LAYOUT = ("parallel.tensor=1", "parallel.pipeline=1", "cluster.processes_per_nod
 """Two replicas: on few cores quicker than what the configs show."""
 SEQUENCE_LENGTH = 512
 PRETRAINING_STEPS, PRETRAINING_ROWS = 280, 8
-STEPS, ROWS = 120, 4
+STEPS, ROWS = 100, 4
 VALIDATION_BATCHES = 28
 """All held-out problems, and most of the held-out text of the corpus."""
 HELD_OUT = 8
@@ -49,7 +49,7 @@ FULL = ("optimizer.lr=1e-3",)
 WAYS: dict[str, tuple[str, ...]] = {
     "all weights": FULL,
     "with replay": (*FULL, f"data.replay={{corpus: {CORPUS}, share: 0.25}}"),
-    "with distance penalty": (*FULL, "optimizer.distance_penalty=10"),
+    "with distance penalty": (*FULL, "optimizer.distance_penalty=30"),
     "LoRA": ("optimizer.lr=5e-3", "peft.method=lora", "peft.rank=16", "peft.alpha=32"),
 }
 """What each changes of `configs/sft/tiny.yaml`."""

@@ -3,8 +3,8 @@
 python -m bench.sft [--quick] [--rounds N] [--threads N] [--output FOLDER]
 
 Each packs by its own best fit, and in both an example sees itself only: transformers tells the examples of a
-packed row by their positions, and gives SDPA a mask of blocks (`tests/distributed/test_sft_against_trl.py` has
-the same losses of both). TRL runs with one row at a time and with several; the quicker one counts.
+packed row by their positions, and gives SDPA a mask of blocks (`tests/distributed/test_sft_against_trl.py`
+has the same losses of both). TRL runs with one row at a time and with several; the quicker one counts.
 """
 
 import argparse

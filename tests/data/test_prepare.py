@@ -209,6 +209,22 @@ def test_fields_of_the_first_records_are_checked(tmp_path: Path, chat_folder: Pa
     assert check_data(named) == []
 
 
+def test_records_of_which_nothing_is_learned_are_refused_before_any_rank_starts(
+    tmp_path: Path, chat_folder: Path
+):
+    asked = {"messages": [{"role": "user", "content": "hello"}]}
+    file = write_lines(tmp_path / "records.jsonl", [asked] * 3)
+    (problem,) = check_data(config_of(chat_folder, file))
+    assert "3 of the first 3 records" in problem.message and "sft.learn=all" in problem.message
+    assert check_data(config_of(chat_folder, file, sft={"learn": "all"})) == []
+
+
+def test_a_file_that_begins_with_long_records_is_not_refused(tmp_path: Path, chat_folder: Path):
+    long = {"prompt": "a", "completion": "word " * 500}
+    file = write_lines(tmp_path / "records.jsonl", [long] * 3)
+    assert check_data(config_of(chat_folder, file)) == []
+
+
 def test_checks_and_preparation_do_without_torch(tmp_path: Path, chat_folder: Path):
     code = "import llmscale.data.prepare, llmscale.data.chat.encode, llmscale.data.chat.checks, sys; "
     code += "assert 'torch' not in sys.modules"
