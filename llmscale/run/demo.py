@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemoFailed as failure:
         console.print(f"[bold red]The demo stopped:[/] {escape(str(failure))}")
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
+from llmscale.control.exit_codes import EXIT_SAVED
+
 console = Console()
 
 
@@ -33,12 +35,20 @@ def llmscale(*arguments: str) -> None:
     """Run `llmscale` with `arguments`, its output on this terminal.
 
     Raises:
-        DemoFailed: it did not end with exit code 0.
+        DemoFailed: it did not end with exit code 0, or a person has pressed Ctrl-C.
     """
     show(arguments)
-    code = subprocess.run(command(arguments), check=False).returncode
+    typed = f"llmscale {shlex.join(arguments)}"
+    # Not `subprocess.run`, which kills what does not leave at once on Ctrl-C: training saves first.
+    with subprocess.Popen(command(arguments)) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the terminal has sent it to the command, too
+            code = process.wait()
+            way_on = "; the same command goes on from there" if code == EXIT_SAVED else ""
+            raise DemoFailed(f"Ctrl-C; `{typed}` ended with exit code {code}{way_on}") from None
     if code:
-        raise DemoFailed(f"`llmscale {shlex.join(arguments)}` ended with exit code {code}")
+        raise DemoFailed(f"`{typed}` ended with exit code {code}")
 
 
 def show(arguments: Sequence[str]) -> None:

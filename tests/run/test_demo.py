@@ -1,6 +1,11 @@
 """The parts of the demo that need no ranks; `.ci/run` runs the whole of it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,3 +33,37 @@ def test_a_lost_or_doubled_step_is_noticed(tmp_path: Path) -> None:
         write(wrong)
         with pytest.raises(demo.DemoFailed, match="not 1 to 3"):
             demo.check_steps(tmp_path, 3)
+
+
+SAVES_SLOWLY = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (time.sleep(1), pathlib.Path("saved").touch(), sys.exit(75)))
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+INTERRUPTED = """
+import sys
+from llmscale.run import demo_stage
+demo_stage.command = lambda arguments: [sys.executable, "-c", sys.argv[1]]
+try:
+    demo_stage.llmscale("train", "config.yaml")
+except demo_stage.DemoFailed as failure:
+    print(failure)
+"""
+
+
+def test_ctrl_c_waits_until_training_has_saved(tmp_path: Path) -> None:
+    demo_process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, SAVES_SLOWLY],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(demo_process.pid, signal.SIGINT)
+    said, _ = demo_process.communicate(timeout=60)
+    assert (tmp_path / "saved").exists()
+    assert "`llmscale train config.yaml` ended with exit code 75; the same command goes on" in said
