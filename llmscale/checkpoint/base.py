@@ -17,7 +17,7 @@ from llmscale.checkpoint.errors import CheckpointError, DamagedCheckpoint
 from llmscale.checkpoint.files import read_small
 from llmscale.checkpoint.hashing import hash_file
 from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, weight_files
-from llmscale.checkpoint.manifest import MANIFEST
+from llmscale.checkpoint.manifest import MANIFEST, Manifest
 from llmscale.checkpoint.store import MANIFEST_LIMIT, Checkpoint, locate
 from llmscale.config.problems import InputError, Problem
 
@@ -49,16 +49,41 @@ class Base:
             raise DamagedCheckpoint(f"its base is described as {found!r}")
         return cls(Path(str(found["path"])), str(found["identity"]))
 
+    def moved_to(self, place: Path) -> "Base":
+        """The same weights elsewhere: a Hugging Face folder, a checkpoint, or the one of a run that has them.
+
+        Raises:
+            InputError: they are not there.
+        """
+        try:
+            found = _same_weights(_places(place), self)
+        except CheckpointError as error:
+            raise InputError([Problem("--base", place, str(error))]) from None
+        if found is None:
+            message = f"has other weights than {self.path} had, which this was trained on"
+            raise InputError([Problem("--base", place, message)])
+        return found
+
     def check(self) -> None:
         """
         Raises:
             DamagedCheckpoint: it has gone, or is not what it was.
         """
-        if not self.path.is_dir():
-            raise DamagedCheckpoint(f"{self.path}, which it was trained on, has gone: put it back there")
+        self.check_presence()
         if identity_of(self.path) != self.identity:
             raise DamagedCheckpoint(
                 f"{self.path}, which it was trained on, has other weights now: put the former ones back there"
+            )
+
+    def check_presence(self) -> None:
+        """
+        Raises:
+            DamagedCheckpoint: it has gone.
+        """
+        if not self.path.is_dir():
+            raise DamagedCheckpoint(
+                f"{self.path}, which it was trained on, has gone: put it back there, or name the folder "
+                "where it is now with --base (to train on: train.init_from)"
             )
 
 
@@ -88,15 +113,37 @@ def find_base(source: Path, known: Base | None) -> Base:
     places = _places(source)
     if known is None:
         return Base(places[-1].absolute(), identity_of(places[-1]))
-    # The one that was taken is most likely where it was.
-    for place in sorted(places, key=lambda place: place.absolute() != known.path):
-        if identity_of(place) == known.identity:
-            return Base(place.absolute(), known.identity)
+    found = _same_weights(places, known)
+    if found is not None:
+        return found
     message = (
         f"has not the weights that this run was begun from ({known.path} at that time), and what it has "
         "trained fits no others: put them back, or start a new run.name"
     )
     raise InputError([Problem("train.init_from", source, message)])
+
+
+def _same_weights(places: Sequence[Path], known: Base) -> Base | None:
+    # The one that was taken is most likely where it was.
+    for place in sorted(places, key=lambda place: place.absolute() != known.path):
+        if identity_of(place) == known.identity:
+            return Base(place.absolute(), known.identity)
+    return None
+
+
+def on_moved_base(manifest: Manifest, place: Path | None) -> Manifest:
+    """What a checkpoint says, with its base in the folder that a user names; without one as it is.
+
+    Raises:
+        InputError: the base's weights are not there, or the checkpoint has all of its own.
+    """
+    if place is None:
+        return manifest
+    base = Base.in_description(manifest.description)
+    if base is None:
+        raise InputError([Problem("--base", place, "is not needed: the checkpoint has all of its weights")])
+    described = manifest.description | {DESCRIBED: base.moved_to(place).described()}
+    return manifest.model_copy(update={"description": described})
 
 
 def _places(source: Path) -> Sequence[Path]:

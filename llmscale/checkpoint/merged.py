@@ -185,8 +185,9 @@ def open_base(base: Base) -> Iterator[TensorSource]:
     """All weights of a base.
 
     Raises:
-        InputError, CheckpointError: it has changed, so much that it has none.
+        InputError, CheckpointError: it has gone, or has changed so much that it has none.
     """
+    base.check_presence()
     if is_hugging_face_folder(base.path):
         with TensorFiles.of_folder(open_folder(base.path)) as source:
             yield source

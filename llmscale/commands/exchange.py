@@ -44,6 +44,9 @@ def export_command(
         bool,
         typer.Option("--merge", help="Of a run with PEFT: base and update in one."),
     ] = False,
+    base: Annotated[
+        Path | None, typer.Option(help="Of a run with PEFT: where its base is, if it has moved.")
+    ] = None,
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")] = Path("runs"),
 ) -> None:
     """Write a folder that transformers loads: safetensors, config.json, generation_config.json, tokenizer.
@@ -56,7 +59,7 @@ def export_command(
     with _failures():
         from llmscale.run.export import plan_export  # noqa: PLC0415 -- loads torch
 
-        plan = plan_export(target, root, tokenizer, dtype.value, merge)
+        plan = plan_export(target, root, tokenizer, dtype.value, merge, base)
         with _bar("exporting", plan.byte_count) as on_bytes:
             plan.write(out, most, on_bytes)
     print(f"{plan.checkpoint} is now in {out}")

@@ -61,6 +61,9 @@ def generate(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Tokenizer folder, where the run's config names none or it has moved.")
     ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Of a run with PEFT: where its base is, if it has moved.")
+    ] = None,
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")] = Path("runs"),
 ) -> None:
     """Let a trained model write: the text goes to standard output as it comes.
@@ -70,7 +73,7 @@ def generate(
     """
     if top_p == 0:
         raise InputError([Problem("--top-p", top_p, "must be above 0; for the likeliest token use --greedy")])
-    found = find_target(target, root, tokenizer, tensor, pipeline)
+    found = find_target(target, root, tokenizer, tensor, pipeline, base)
     scribe = Scribe(found, _chat_encoder(found) if chat else None)
     batches = _batches(prompt, scribe)
     prepare_environment(found.ranks, found.config.cluster.threads)

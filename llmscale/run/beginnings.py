@@ -158,6 +158,7 @@ def _checkpoint_origin(source: Path) -> Origin:
     known = manifest.description.get("tokenizer_hash")
     base = Base.in_description(manifest.description)
     if base is not None:
+        base.check_presence()
         under = _origin(base.path, {})
         rows = {EMBEDDING: int(str(manifest.description[VOCABULARY])), POSITIONS: under.learned_positions}
     return Origin(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmscale.checkpoint.base import Base
+from llmscale.checkpoint.base import Base, on_moved_base
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.export_weights import OnBytes, write_weights
 from llmscale.checkpoint.files import write_new
@@ -80,7 +80,12 @@ class Export:
 
 
 def plan_export(
-    target: str, root: Path, tokenizer: Path | None, dtype: str, merge: bool = False
+    target: str,
+    root: Path,
+    tokenizer: Path | None,
+    dtype: str,
+    merge: bool = False,
+    base: Path | None = None,
 ) -> Export | AdapterExport:
     """What exporting the newest checkpoint of a run, or the one that is named, would write.
 
@@ -90,14 +95,15 @@ def plan_export(
         tokenizer: its folder, where it is not the one that belongs to the model.
         dtype: of the weights.
         merge: the whole model, of a run with PEFT too.
+        base: of a run with PEFT: where its base is now.
 
     Raises:
         InputError: no such checkpoint, or transformers has no such model.
         CheckpointError: it does not hold the model that it says, or its base has gone.
     """
     found = find_model(target, root)
-    manifest = found.checkpoint.manifest
-    assert manifest is not None
+    assert found.checkpoint.manifest is not None
+    manifest = on_moved_base(found.checkpoint.manifest, base)
     tokenizer = tokenizer or found.tokenizer
     peft = PeftSection.model_validate(manifest.description.get(PEFT, {}))
     if merge or peft.method in WHOLE:

@@ -56,7 +56,9 @@ def open_writer(target: Target) -> Iterator[Writer]:
 
 def load_generator(target: Target, environment: RankEnvironment) -> "TextGenerator":
     """This rank's part of the model, with its weights."""
-    chunks, world = load_model(target.config, target.vocabulary_size, environment, target.weights)
+    chunks, world = load_model(
+        target.config, target.vocabulary_size, environment, target.weights, target.base
+    )
     return TextGenerator(Generator(chunks, world), target.config.peft.placeholders)
 
 

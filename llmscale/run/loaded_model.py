@@ -23,7 +23,11 @@ from llmscale.run.prepare_model import fill_base, tune
 
 
 def load_model(
-    config: Config, vocabulary_size: int, environment: RankEnvironment, weights: Path
+    config: Config,
+    vocabulary_size: int,
+    environment: RankEnvironment,
+    weights: Path,
+    base: Path | None = None,
 ) -> tuple[list[LanguageModel], World]:
     """Connect this rank, build its part of the model, and put the weights in. Collective.
 
@@ -32,6 +36,7 @@ def load_model(
         vocabulary_size: true number of tokens.
         environment: of this rank.
         weights: run, checkpoint or Hugging Face folder. What was trained with PEFT stays beside its base.
+        base: where that is, if it has moved.
 
     Raises:
         InputError: the weights do not fit the model. CheckpointError: they are damaged, or a base has gone.
@@ -42,27 +47,41 @@ def load_model(
     with world.active():
         chunks = build_chunks(config.model, config.train, vocabulary_size, world, config.outputs)
         agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-        fill_model(chunks, weights, config, agreement)
+        fill_model(chunks, weights, config, agreement, base)
     return chunks, world
 
 
-def fill_model(chunks: Sequence[LanguageModel], weights: Path, config: Config, agreement: Agreement) -> None:
+def fill_model(
+    chunks: Sequence[LanguageModel],
+    weights: Path,
+    config: Config,
+    agreement: Agreement,
+    base: Path | None = None,
+) -> None:
     """Put the weights into a model that has none yet; the world must be active. Collective."""
     tuned = agreement.decide(None, lambda _: newest_on_a_base(weights))
     if tuned is not None:
-        _fill_tuned(chunks, Path(tuned), config, agreement)
+        _fill_tuned(chunks, Path(tuned), config, agreement, base)
         return
     with weights_to_fill(chunks) as pieces:
         begin_from(weights, pieces, agreement)
 
 
 def _fill_tuned(
-    chunks: Sequence[LanguageModel], checkpoint: Path, config: Config, agreement: Agreement
+    chunks: Sequence[LanguageModel],
+    checkpoint: Path,
+    config: Config,
+    agreement: Agreement,
+    moved_to: Path | None,
 ) -> None:
     """The base's weights, what PEFT adds, and the values that it was trained to."""
     description = manifest_of(checkpoint).description
-    base = Base.in_description(description)
-    assert base is not None
+    recorded = Base.in_description(description)
+    assert recorded is not None
+    base = recorded
+    if moved_to is not None:
+        found = agreement.decide(None, lambda _: str(recorded.moved_to(moved_to).path))
+        base = Base(Path(found), recorded.identity)
     agreement.require(lambda: base.check() if agreement.rank == 0 else None)
     fill_base(chunks, base, config, agreement)
     tune(chunks, PeftSection.model_validate(description[PEFT]), config.train.seed)

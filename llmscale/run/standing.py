@@ -166,7 +166,6 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
         state, reason = "pending", f"waits for {', '.join(Path(run).name for run in job.depends_on)}"
     step = int(files.metrics.get("step", 0))
     steps = step if state == "done" and step else last_step(files.folder) or files.metrics.get("steps")
-    is_counted = state == "running" and steps is not None
     return RunStatus(
         name=files.folder.name,
         folder=files.folder,
@@ -182,13 +181,17 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
         job=job,
         nodes=known.nodes if known else files.agent.host if files.agent else None,
         depends_on=job.depends_on if job else [],
-        seconds_left=(steps - step) * _step_seconds(files.folder) if is_counted else None,
+        seconds_left=_seconds_left(files.folder, step, steps) if state == "running" else None,
     )
 
 
-def _step_seconds(folder: Path) -> float:
-    """The mean of the last steps; one alone may have had to wait."""
-    return statistics.fmean(line["step_seconds"] for line in newest_metrics(folder, SPEED_STEPS))
+def _seconds_left(folder: Path, step: int, steps: int | None) -> float | None:
+    """By the mean of the last steps; one alone may have had to wait."""
+    if steps is None:
+        return None
+    return (steps - step) * statistics.fmean(
+        line["step_seconds"] for line in newest_metrics(folder, SPEED_STEPS)
+    )
 
 
 def _state(files: _Files, job: JobState | None) -> tuple[State, str | None]:

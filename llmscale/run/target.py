@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from llmscale.checkpoint.base import on_moved_base
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, open_folder
 from llmscale.checkpoint.manifest import MANIFEST
@@ -29,6 +30,8 @@ class Target:
     """Run folder, checkpoint or Hugging Face folder."""
     tokenizer: Path
     vocabulary_size: int
+    base: Path | None = None
+    """Of a model trained with PEFT: where its base is, if it has moved."""
 
     @property
     def ranks(self) -> int:
@@ -56,7 +59,12 @@ class StoredModel:
 
 
 def find_target(
-    target: str, root: Path, tokenizer: Path | None = None, tensor: int = 1, pipeline: int = 1
+    target: str,
+    root: Path,
+    tokenizer: Path | None = None,
+    tensor: int = 1,
+    pipeline: int = 1,
+    base: Path | None = None,
 ) -> Target:
     """The model in the run folder, checkpoint or Hugging Face folder `target`, or in the run of that name.
 
@@ -66,6 +74,7 @@ def find_target(
         tokenizer: the tokenizer's folder, where it is not the one that belongs to the model.
         tensor: ranks that shall share each matrix.
         pipeline: stages that the layers shall be cut into.
+        base: of a model trained with PEFT: where its base is, if it has moved.
 
     Raises:
         InputError: no such model, or it cannot be used so.
@@ -75,10 +84,13 @@ def find_target(
         tokenizer = tokenizer or folder_tokenizer(found.path)
         folder, config, expected = found.path, folder_config(found, "target", tokenizer), None
         missing = f"{target} has no {TOKENIZER}: give the folder of the model's tokenizer"
+        if base is not None:
+            raise InputError([Problem("--base", base, f"is not needed: {target} has all of its weights")])
     else:
         model = find_model(target, root)
         folder, config, tokenizer = model.folder, model.config, tokenizer or model.tokenizer
-        expected = model.checkpoint.manifest and model.checkpoint.manifest.description.get("tokenizer_hash")
+        assert model.checkpoint.manifest is not None
+        expected = on_moved_base(model.checkpoint.manifest, base).description.get("tokenizer_hash")
         missing = "the run names no tokenizer: give the one that its corpus was made with"
     if config.task == "classify":
         way_out = "`llmscale checkpoint export` makes a folder that transformers classifies with"
@@ -94,7 +106,7 @@ def find_target(
         problems += error.problems
     if problems:
         raise InputError(problems)
-    return Target(config, folder, tokenizer, config.model.vocabulary_size or vocabulary_size(tokenizer))
+    return Target(config, folder, tokenizer, config.model.vocabulary_size or vocabulary_size(tokenizer), base)
 
 
 def _is_hugging_face(folder: Path) -> bool:

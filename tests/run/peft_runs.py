@@ -1,5 +1,6 @@
 """Runs with PEFT: small models and adapters, and what our ranks and the peft library compute with them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from llmscale.checkpoint.agreement import Agreement
 from llmscale.config.load import read_resolved
 from llmscale.config.schema import Config, ParallelSection
+from llmscale.data.train_tokenizer import train_tokenizer
 from llmscale.engine.generate import Generator
 from llmscale.engine.sampling import SamplingOptions
 from llmscale.model.build import build_chunks
@@ -54,8 +56,20 @@ def of_method(method: str, base: Path, family: str = "llama") -> tuple[str, ...]
     return (f"train.init_from={base}", f"peft.method={method}", "optimizer.lr=0.05", *own.get(method, ()))
 
 
-def export(run: Path, out: Path, merge: bool = False) -> Path:
-    plan_export(str(run), run.parent, None, "fp32", merge).write(out, 10**9, lambda _: None)
+def of_texts(place: Place) -> tuple[str, ...]:
+    """Overrides for data that has beginnings, where tokens can be put: made-up questions and answers."""
+    folder, numbers = place.folder / "texts", range(40)
+    if not folder.exists():
+        records = [{"prompt": f"what is {n}", "completion": f"{n} is {n * n}"} for n in numbers]
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        texts = [f"{record['prompt']}? {record['completion']}" for record in records]
+        train_tokenizer(texts, folder / "tokenizer", 380, "bpe", threads=1)
+    return ("task=sft", f"tokenizer={folder / 'tokenizer'}", f"data.train=[{folder / 'train.jsonl'}]")
+
+
+def export(run: Path, out: Path, merge: bool = False, base: Path | None = None) -> Path:
+    plan_export(str(run), run.parent, None, "fp32", merge, base).write(out, 10**9, lambda _: None)
     return out
 
 
@@ -75,15 +89,15 @@ class Said:
     texts: list[list[int]]
 
 
-def said_rank(_rank: int, runs: Sequence[Path], layout: str) -> dict[Path, Said]:
-    """Of each run under a layout, by the last rank's word; elsewhere nothing."""
+def said_rank(_rank: int, runs: Sequence[Path], layout: str, base: Path | None = None) -> dict[Path, Said]:
+    """Of each run under a layout, by the last rank's word; elsewhere nothing. `base` is where theirs is."""
     found: dict[Path, Said] = {}
     for run in runs:
         config = read_resolved(run / "config.yaml").model_copy(update={"parallel": LAYOUTS[layout]})
         world = World(Layout.of(config.parallel, 2), torch.device("cpu"))
         with world.active(), torch.no_grad():
             chunks = build_chunks(config.model, config.train, VOCABULARY, world)
-            fill_model(chunks, run, config, Agreement(world.rank, 2, world.control_group))
+            fill_model(chunks, run, config, Agreement(world.rank, 2, world.control_group), base)
             logits_SBV = _forward(chunks[0].eval(), world, config)
         generator = TextGenerator(Generator(chunks, world), config.peft.placeholders)
         texts = generator.generate(PROMPTS, SamplingOptions(NEW_TOKENS, 0.0))

@@ -23,6 +23,7 @@ from tests.run.peft_runs import (
     newest_base,
     of_method,
     of_model,
+    of_texts,
     said_rank,
     tokens_BS,
 )
@@ -124,6 +125,39 @@ def test_a_folder_with_other_weights_of_the_same_shape_is_refused(place: Place, 
     assert place.run("on-folder").committed_steps() == [2]
 
 
+def test_a_base_that_has_moved_is_used_where_it_is_named(place: Place, base: Path, lora: Run) -> None:
+    """To train on, to export, to merge and to write; other weights are refused by name."""
+    first = shutil.copytree(base, base.with_name("first"))
+    options = (*of_model("llama"), *of_method("lora", first), *STEPS)
+    run = place.uninterrupted("on-moved", *options, "train.stop_at=4").folder
+    expected = load_file(export(run, place.folder / "before", merge=True) / "model.safetensors")
+    told = next(rank[run] for rank in run_ranks(2, said_rank, [run], "tensor 2") if run in rank)
+    moved = first.rename(place.folder / "elsewhere")
+    assert place.train("base-5", *of_model("llama"), "train.steps=1", "train.seed=5") == 0
+    strange = place.run("base-5").folder
+    for out in ("adapter", "merged"):
+        with pytest.raises(CheckpointError, match="first.* has gone: .* name the folder .* --base"):
+            export(run, place.folder / out, out == "merged")
+        with pytest.raises(InputError, match="--base.*has other weights than .*first"):
+            export(run, place.folder / out, out == "merged", strange)
+        with pytest.raises(InputError, match="--base.*no checkpoint there"):
+            export(run, place.folder / out, out == "merged", place.folder)
+    assert_same_tensors(
+        load_file(export(run, place.folder / "merged", True, moved) / "model.safetensors"), expected
+    )
+    adapter = json.loads(
+        (export(run, place.folder / "adapter", base=moved) / "adapter_config.json").read_text()
+    )
+    assert adapter["base_model_name_or_path"] == str(moved / "checkpoints" / "step-00000002")
+    with pytest.raises(InputError, match="--base.*is not needed"):
+        export(base, place.folder / "whole", base=moved)
+    with pytest.raises(InputError, match="train.init_from.*has not the weights that this run was begun from"):
+        place.train("on-moved", *options, f"train.init_from={strange}")
+    said = next(rank[run] for rank in run_ranks(2, said_rank, [run], "tensor 2", moved) if run in rank)
+    assert torch.equal(said.logits, told.logits) and said.texts == told.texts
+    assert_same_run(place.uninterrupted("on-moved", *options, f"train.init_from={moved}"), lora)
+
+
 def test_beginning_from_a_lora_run_is_beginning_from_its_merged_export(place: Place, lora: Run) -> None:
     folder = export(lora.folder, place.folder / "merged", merge=True)
     options = (*of_model("llama"), "train.steps=2")
@@ -166,9 +200,8 @@ def test_exported_adapters_and_merged_models_say_what_ours_say(place: Place, fam
     methods += ["freeze", "p_tuning"] if family == "llama" else []
     runs: dict[str, Path] = {}
     for method in methods:
-        # Rows of a corpus have no placeholders, so virtual tokens stay as drawn, which a second step tells.
-        steps = 1 if method in ("prompt_tuning", "p_tuning") else 2
-        options = (*of_model(family), *of_method(method, base, family), *TP2, f"train.steps={steps}")
+        texts = of_texts(place) if method in ("prompt_tuning", "p_tuning") else ()
+        options = (*of_model(family), *of_method(method, base, family), *texts, *TP2, "train.steps=2")
         runs[method] = place.uninterrupted(f"{method}-{family}", *options).folder
     said = [run_ranks(2, said_rank, list(runs.values()), layout) for layout in LAYOUTS]
     plain = Peer(folder).logits(tokens_BS())
