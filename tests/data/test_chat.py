@@ -336,7 +336,7 @@ def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path, chat_folde
     assert "nobody can tell which tokens" in left_out(encoder, chat("a", "b", "c", "d")).message
     last = encoder_of(chat_folder, chat_template=str(template), learn="last")
     assert [text for text, learned in written(last, chat_folder, chat("a", "b", "c", "d")) if learned] == [
-        "d</s>"
+        " d</s>"
     ]
     assert written(encoder, chat_folder, chat("a", "b"))[-1][1]
 
