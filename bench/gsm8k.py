@@ -26,7 +26,7 @@ from llmscale.report.gather import RunData, gather
 from llmscale.report.pictures import COLOURS, render
 from llmscale.report.validations import samples, trade
 from llmscale.run.demo import CORPUS, make_tokenizer_and_corpus
-from llmscale.run.demo_stage import llmscale
+from llmscale.run.demo_stage import DemoFailed, llmscale
 from llmscale.run.demo_tuning import outcome
 from llmscale.runtime.events import read_events
 from llmscale.runtime.metrics import read_metrics
@@ -59,6 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("problems", type=Path, help="jsonl with question and answer")
     problems: Path = parser.parse_args(arguments).problems
+    try:
+        compare(problems)
+    except DemoFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    return 0
+
+
+def compare(problems: Path) -> None:
     make_tokenizer_and_corpus()
     counts = split(problems)
     question = shortest_question()
@@ -70,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     PICTURE.write_bytes(render(draw, [gather(run) for run in runs.values()], "png", (7.0, 4.5)))
     print(f"\n{PICTURE}")
-    return 0
 
 
 def split(problems: Path) -> dict[str, int]:

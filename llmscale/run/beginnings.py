@@ -98,6 +98,8 @@ def check_base(config: Config) -> list[Problem]:
 def _origin(source: Path, before: Mapping[Path, Config]) -> Origin:
     if source.absolute() in before:
         return _planned_origin(source, before[source.absolute()])
+    if not source.exists():
+        raise CheckpointError("is not there; name a run, a checkpoint or a Hugging Face folder")
     return _folder_origin(source) if is_hugging_face_folder(source) else _checkpoint_origin(source)
 
 
