@@ -8,6 +8,7 @@ import deepspeed
 import deepspeed.runtime.config
 import deepspeed.utils.groups
 import torch
+import torch.distributed
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -45,7 +46,34 @@ def deepspeed_engine(
     ):
         # Nobody to reduce with: saves four copies of all gradients.
         engine.enable_backward_allreduce = False
+    if (
+        config.has_partitions
+        and world.layout.pipeline > 1
+        and hasattr(engine.optimizer, "scaled_global_norm")
+    ):
+        _sum_norm_over_stages_once(engine.optimizer, world)
     return engine
+
+
+def _sum_norm_over_stages_once(optimizer: Any, world: World) -> None:
+    """DeepSpeed sums the norm of each parameter group over the stages, which would wait for ever where these
+    have different numbers of groups: only biases here, matrices too there. Here each rank first sums over its
+    own groups."""
+    own_norm = optimizer.scaled_global_norm
+
+    def scaled_global_norm(norm_type: int = 2) -> torch.Tensor:
+        optimizer._model_parallel_all_reduce = lambda tensor, op: None
+        try:
+            own = torch.as_tensor(own_norm(norm_type), dtype=torch.float64, device=world.device)
+        finally:
+            del optimizer._model_parallel_all_reduce
+        # -1 is DeepSpeed's word for a norm that is not finite; all ranks must hear of it.
+        square = torch.where(own < 0, torch.inf, own.square())
+        torch.distributed.all_reduce(square, group=world.model_group)
+        norm = square.sqrt().float()
+        return torch.where(norm.isfinite(), norm, -1.0)
+
+    optimizer.scaled_global_norm = scaled_global_norm
 
 
 @contextlib.contextmanager

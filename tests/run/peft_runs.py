@@ -64,7 +64,7 @@ def of_texts(place: Place) -> tuple[str, ...]:
         folder.mkdir()
         (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         texts = [f"{record['prompt']}? {record['completion']}" for record in records]
-        train_tokenizer(texts, folder / "tokenizer", 380, "bpe", threads=1)
+        train_tokenizer(texts, folder / "tokenizer", 360, "bpe", threads=1)
     return ("task=sft", f"tokenizer={folder / 'tokenizer'}", f"data.train=[{folder / 'train.jsonl'}]")
 
 
