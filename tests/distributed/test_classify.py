@@ -45,8 +45,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "zero 2": {"data": 2, "zero": 2},
     "zero 3": {"data": 2, "zero": 3},
 }
-QUICK = ("sequence parallel", "zero 3")
-"""What `make test` runs with PEFT; the rest is `make soak`."""
+QUICK = ("sequence parallel", "pipeline 2", "zero 3")
+QUICK_WITH_PEFT = ("zero 3",)
+"""What `make test` runs; the rest is `make soak`."""
 
 
 def soak(value: str) -> Any:
@@ -64,7 +65,7 @@ def alone() -> Run:
     return train(classifier(), steps=STEPS)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [layout if layout in QUICK else soak(layout) for layout in LAYOUTS])
 def test_every_layout_gives_what_one_rank_gives(layout: str, alone: Run) -> None:
     run = train(classifier(**LAYOUTS[layout]), steps=STEPS)
     compare(run, alone, TOLERANCES["fp32"])
@@ -84,8 +85,7 @@ def alone_with_peft() -> list[Run]:
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [layout if layout in QUICK else soak(layout) for layout in LAYOUTS],
+    "layout", [layout if layout in QUICK_WITH_PEFT else soak(layout) for layout in LAYOUTS]
 )
 def test_every_layout_trains_a_head_beside_few_weights_as_one_rank_does(layout: str) -> None:
     """The gates of a run are asked after each step: what is frozen stays."""
