@@ -33,10 +33,7 @@ MODELS = {
 }
 ALWAYS = (
     *(("llama", layout, "fp32") for layout in LAYOUTS),
-    *(
-        ("llama-tied", layout, "fp32")
-        for layout in ("pp4", "pp2-interleaved", "dp2-zero3", "sp2-pp2-recompute")
-    ),
+    *(("llama-tied", layout, "fp32") for layout in ("pp4", "pp2-interleaved", "dp2-zero3")),
     *(("llama-tied", layout, "fp64") for layout in ("sp2-pp2-recompute", "pp2-dp2", "tp2-dp2-zero2")),
     *((model, layout, "fp64") for model in ("gpt2", "qwen3") for layout in ("sp2", "sp2-pp2-interleaved")),
     ("mistral", "tp2-pp2", "fp64"),

@@ -24,6 +24,12 @@ from tests.ranks import run_ranks
 AGREEMENT = 1e-5
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate takes a process that has been a rank before, in another test, for one of many."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
 def ours(
     config: Config, folder: Path, rows: Sequence[Sequence[int]]
 ) -> tuple[dict[str, Tensor], list[float]]:

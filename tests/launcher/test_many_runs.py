@@ -9,6 +9,8 @@ from llmscale_launcher.job import read_job
 from llmscale.commands.submit import submit
 from llmscale.config.load import read_resolved
 from llmscale.config.problems import InputError
+from llmscale.data.tokenize import tokenize
+from llmscale.data.train_tokenizer import train_tokenizer
 from tests.launcher.fake_backend import FakeBackend
 from tests.launcher.fake_scheduler import FakeScheduler
 
@@ -165,10 +167,20 @@ def test_bad_pipelines(pipeline: Path, scheduler: FakeScheduler, change: tuple[s
 
 
 def test_the_shipped_pipeline(place: Path, repository: Path, fake_backend: type[FakeBackend]) -> None:
-    submit(
-        repository / "configs" / "pipeline" / "tiny.yaml",
-        ["data.train=[corpus]", "tokenizer=null", "model.vocabulary_size=1000"],
-    )
+    """On a small corpus and a few conversations, where the demo's would lie."""
+    texts = [f"Text {number} of {number**2} words, and no word more.\n" for number in range(500)]
+    (place / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train_tokenizer(texts, place / "demo" / "tokenizer", 380, "bpe", threads=1)
+    (place / "demo" / "corpus").mkdir()
+    tokenize(["texts.jsonl"], place / "demo" / "tokenizer", place / "demo" / "corpus" / "stdlib")
+    (place / "demo" / "sft").mkdir()
+    for name in ("train", "validation"):
+        records = [{"prompt": "How many?", "completion": text} for text in texts]
+        (place / "demo" / "sft" / f"{name}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
+    submit(repository / "configs" / "pipeline" / "tiny.yaml", [])
     assert [request.folder.name for request in fake_backend.requests] == [
-        f"tiny-pipeline-{stage}" for stage in ("pretrain", "continue", "anneal")
+        f"tiny-pipeline-{stage}" for stage in ("pretrain", "continue", "anneal", "sft")
     ]
+    assert fake_backend.requests[-1].config.train.init_from == Path("runs", "tiny-pipeline-anneal")

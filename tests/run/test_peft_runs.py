@@ -159,7 +159,7 @@ def test_a_base_that_has_moved_is_used_where_it_is_named(place: Place, base: Pat
 
 
 def test_beginning_from_a_lora_run_is_beginning_from_its_merged_export(place: Place, lora: Run) -> None:
-    folder = export(lora.folder, place.folder / "merged", merge=True)
+    folder = export(lora.folder, place.folder / "begun-from", merge=True)
     options = (*of_model("llama"), "train.steps=2")
     from_run = place.uninterrupted("from-run", *options, f"train.init_from={lora.folder}", *TP2)
     from_folder = place.uninterrupted("from-folder", *options, f"train.init_from={folder}", *TP2)
@@ -191,7 +191,7 @@ def test_what_cannot_be_merged_or_exported_is_refused_with_the_reason(place: Pla
     assert not (place.folder / "no-adapter").exists()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.soak)])
 def test_exported_adapters_and_merged_models_say_what_ours_say(place: Place, family: str) -> None:
     """Trained under two tensor ranks; asked under two tensor ranks, two stages, and in the peft library."""
     base = newest_base(place, f"base-{family}", family)
