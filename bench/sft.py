@@ -4,7 +4,7 @@ python -m bench.sft [--quick] [--rounds N] [--threads N] [--output FOLDER]
 
 Each packs by its own best fit, and in both an example sees itself only: transformers tells the examples of a
 packed row by their positions, and gives SDPA a mask of blocks (`tests/distributed/test_sft_against_trl.py`
-has the same losses of both). TRL runs with one row at a time and with several; the quicker one counts.
+has the same losses of both). Each runs with one row at a time and with several; the quicker one counts.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from bench.rounds import Contender, machine, median_and_spread, run_rounds, writ
 from bench.sft_workload import TuningWorkload
 
 PRESET = "llama_6m"
-NAMES = ("TRL", "llmscale")
-TRL_ROWS = (1, 4)
-"""At once. Several padded rows are as long as their longest; several packed ones it lays end to end into one
+NAMES = {"TRL": "bench.sft_trl", "llmscale": "bench.sft_llmscale"}
+ROWS = (1, 4)
+"""At once. Several padded rows are as long as their longest; several packed ones TRL lays end to end into one
 sequence, whose attention grows with its square."""
 
 
@@ -46,32 +46,32 @@ def main() -> None:
         options.output / "sft.png",
         f"Supervised fine-tuning of {PRESET}, fp32, one rank: useful tokens a second, TRL = 100 %",
         [row["rows"] for row in results["rows"]],
-        {
-            name: [
-                row[name]["tokens_per_second"] / row["TRL"]["tokens_per_second"] for row in results["rows"]
-            ]
-            for name in NAMES
-        },
+        {name: [speed_of(row[name]) / speed_of(row["TRL"]) for row in results["rows"]] for name in NAMES},
     )
 
 
 def compare(workload: TuningWorkload, rounds: int) -> dict[str, Any]:
-    trl = [
-        Contender(f"TRL, {rows} at once", "bench.sft_trl", replace(workload, micro_batch_size=rows))
-        for rows in TRL_ROWS
+    contenders = [
+        Contender(f"{name}, {rows} at once", module, replace(workload, micro_batch_size=rows))
+        for name, module in NAMES.items()
+        for rows in ROWS
     ]
-    found = run_rounds([*trl, Contender("llmscale", "bench.sft_llmscale", workload)], rounds)
     row: dict[str, Any] = {"rows": "packed" if workload.packing else "one example a row"}
-    for name, results in found.items():
+    for name, results in run_rounds(contenders, rounds).items():
         speed, spread = median_and_spread([result["tokens_per_second"] for result in results])
         row[name] = {"tokens_per_second": speed, "spread": spread, "rounds": results}
-    row["TRL"] = max((row[one.name] for one in trl), key=lambda result: result["tokens_per_second"])
-    row["ratio"] = row["llmscale"]["tokens_per_second"] / row["TRL"]["tokens_per_second"]
+    for name in NAMES:
+        row[name] = max((row[f"{name}, {rows} at once"] for rows in ROWS), key=speed_of)
+    row["ratio"] = speed_of(row["llmscale"]) / speed_of(row["TRL"])
     return row
 
 
+def speed_of(result: dict[str, Any]) -> float:
+    return result["tokens_per_second"]
+
+
 def report(rows: list[dict[str, Any]]) -> None:
-    names = [*(f"TRL, {rows} at once" for rows in TRL_ROWS), "llmscale"]
+    names = [f"{name}, {rows} at once" for name in NAMES for rows in ROWS]
     table = Table("rows", *(f"{name}, useful tokens/s" for name in names), "ratio")
     for row in rows:
         cells = [f"{row[name]['tokens_per_second']:,.0f} ±{row[name]['spread'] / 2:.0%}" for name in names]

@@ -14,7 +14,7 @@ from llmscale.data.batch import Batch
 from llmscale.data.batch_size import global_batch_size_at
 from llmscale.data.blend import Blend, SampleId, ShuffledCorpus
 from llmscale.data.corpus import CorpusDamaged, documents_of_split, entries_of_split, read_index
-from llmscale.data.row import LENGTH_UNIT, Row, batch_of, empty_row, shortened
+from llmscale.data.row import LENGTH_UNIT, Row, batch_of, by_length, empty_row, shortened
 
 SplitName = Literal["train", "validation", "test"]
 StepKey = tuple[int, int]
@@ -29,7 +29,8 @@ class BatchSource:
 
     Microbatch m of replica r holds in row j the sample
     `consumed + (m * data_parallel_size + r) * micro_batch_size + j`, so a step reads the same samples
-    under every number of replicas and every micro batch size.
+    under every number of replicas and every micro batch size. Where rows are padded, a replica's rows of a
+    step are dealt to its microbatches by their length instead.
 
     Training samples go on for ever, epoch after epoch. Of validation no sample comes twice: where the
     samples of a corpus are at an end, rows in which nothing counts stand for them; its last sample may be
@@ -53,6 +54,7 @@ class BatchSource:
         self.replicas = data_parallel_size
         self.prefetch = config.data.prefetch
         self.blend = blend or open_blend(config, split)
+        self.stages = config.parallel.pipeline
         self.unit = math.lcm(LENGTH_UNIT, config.parallel.tensor) if config.task != "pretrain" else None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"read-{split}")
         self._ahead: dict[StepKey, Future[list[Batch]]] = {}
@@ -120,8 +122,14 @@ class BatchSource:
             for numbers in self._sample_numbers(consumed_samples, global_batch_size)
         ]
         if self.unit is not None:
-            microbatches = shortened(microbatches, self.unit)
+            microbatches = self._with_little_padding(microbatches, self.unit)
         return [batch_of(rows) for rows in microbatches]
+
+    def _with_little_padding(self, microbatches: list[list[Row]], unit: int) -> list[list[Row]]:
+        rows = [row for microbatch in microbatches for row in microbatch]
+        if self.stages > 1:  # whose schedule needs all microbatches of a step to be of one length
+            rows = shortened(rows, unit)
+        return [shortened(part, unit) for part in by_length(rows, self.train.micro_batch_size)]
 
     def _row(self, number: int) -> Row:
         if self.split != "train" and self.blend.locate(number).epoch:

@@ -73,14 +73,23 @@ def _targets(rows: Sequence[Row]) -> Tensor:
     return torch.tensor([[*row.targets, *[math.nan] * (columns - len(row.targets))] for row in rows])
 
 
-def shortened(microbatches: Sequence[Sequence[Row]], unit: int) -> list[list[Row]]:
-    """The rows of a step without the padding that all of them have, a multiple of `unit` tokens long; all
-    have the same length, as a pipeline's schedule needs it."""
-    rows = [row for microbatch in microbatches for row in microbatch]
+def by_length(rows: Sequence[Row], micro_batch_size: int) -> list[list[Row]]:
+    """The rows of a step as microbatches of rows of much the same length, so that little of them is padding.
+    Each row counts as before, as a step's loss is one mean over all of its tokens."""
+    ordered = sorted(rows, key=_used)
+    return [ordered[start : start + micro_batch_size] for start in range(0, len(ordered), micro_batch_size)]
+
+
+def shortened(rows: Sequence[Row], unit: int) -> list[Row]:
+    """The rows without the padding that all of them have, a multiple of `unit` tokens long."""
     whole = len(rows[0].tokens_S)
-    used = max(1, *(len(row.tokens_S) - row.padding for row in rows))
+    used = max(1, *map(_used, rows))
     length = min(whole, -(-used // unit) * unit)
-    return [[_cut(row, length) for row in microbatch] for microbatch in microbatches]
+    return [_cut(row, length) for row in rows]
+
+
+def _used(row: Row) -> int:
+    return len(row.tokens_S) - row.padding
 
 
 def _cut(row: Row, length: int) -> Row:

@@ -12,7 +12,7 @@ from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.data.example_rows import ExampleRows
 from llmscale.data.examples import ExampleSet, write_examples
-from llmscale.data.row import LENGTH_UNIT, Row, batch_of, shortened
+from llmscale.data.row import LENGTH_UNIT, Row, batch_of, by_length, shortened
 from llmscale.engine.engine import Engine
 from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.layout import Layout
@@ -64,8 +64,8 @@ def steps_of(config: Config, rows: Sequence[Row]) -> Iterator[list[Batch]]:
     assert len(rows) % size == 0, "an epoch's last step would be a smaller one in TRL"
     endless = itertools.cycle(rows)
     for _ in range(config.train.steps):
-        microbatches = [[next(endless) for _ in range(micro)] for _ in range(size // micro)]
-        yield [batch_of(part) for part in shortened(microbatches, LENGTH_UNIT)]
+        microbatches = by_length([next(endless) for _ in range(size)], micro)
+        yield [batch_of(shortened(part, LENGTH_UNIT)) for part in microbatches]
 
 
 def farthest(ours: Sequence[float], theirs: Sequence[float]) -> float:
