@@ -24,6 +24,7 @@ from pathlib import Path
 
 from llmscale_launcher.backends.base import SubmitError
 from llmscale_launcher.job import write_whole
+from llmscale_launcher.ray.descendants import adopt_orphans, bury, end_descendants
 from llmscale_launcher.ray.guard import guarded
 from llmscale_launcher.ray.jobs import JobServer
 from llmscale_launcher.ray.marks import end_marked
@@ -139,7 +140,9 @@ class Keeper:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # processes of Ray that are killed may dump 90 MB
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        _end_processes()  # of a keeper that was killed
+        folder = str(state_folder())
+        end_marked(MARK, lambda value: value == folder)  # what a keeper that was killed has left
+        adopt_orphans()
         port = _free_port(PREFERRED_DASHBOARD_PORT)
         host = LOOPBACK if self.dashboard_host in ("0.0.0.0", "::") else self.dashboard_host
         server = JobServer(f"http://{host}:{port}", read_token())
@@ -192,6 +195,7 @@ class Keeper:
             now = time.monotonic()
             if now - looked >= LOOK_SECONDS:
                 looked = now
+                bury(ray.pid)
                 if _has_jobs(server):
                     used = now
                 elif now - used >= self.idle_seconds and self._retire(server):
@@ -211,18 +215,14 @@ class Keeper:
         ray.terminate()
         with suppress(subprocess.TimeoutExpired):
             ray.wait(STOP_SECONDS)
-        _end_processes()
+        ray.kill()
         ray.wait()
+        end_descendants()
         (state_folder() / "ray.json").unlink(missing_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self.told_to_end = True
-
-
-def _end_processes() -> None:
-    folder = str(state_folder())
-    end_marked(MARK, lambda value: value == folder)
 
 
 def _has_jobs(server: JobServer) -> bool:
