@@ -128,7 +128,7 @@ class BatchSource:
     def _with_little_padding(self, microbatches: list[list[Row]], unit: int) -> list[list[Row]]:
         rows = [row for microbatch in microbatches for row in microbatch]
         if self.stages > 1:  # whose schedule needs all microbatches of a step to be of one length
-            rows = shortened(rows, unit)
+            return by_length(shortened(rows, unit), self.train.micro_batch_size)
         return [shortened(part, unit) for part in by_length(rows, self.train.micro_batch_size)]
 
     def _row(self, number: int) -> Row:
