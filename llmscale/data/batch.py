@@ -1,6 +1,6 @@
 """The unit of work of the engine: one microbatch of token sequences.
 
-Shapes: B rows in the microbatch, S tokens in a row.
+Shapes: B rows in the microbatch, S tokens in a row, L documents of the fullest row, padding not counted.
 """
 
 from dataclasses import dataclass
@@ -29,3 +29,21 @@ class Batch:
     """float32, what is to be told of each document (its label's number, or the number itself), one column a
     document of the fullest row; not-a-number in rows with fewer. Only of classification: there the loss mask
     marks the last token of each document."""
+    group_BL: Tensor | None = None
+    """int64, which group of its row each document belongs to: 0, 1, 2, … in order, -1 where a row has no such
+    document. This and what follows: of preferences only, and None where all rows only fill a validation up.
+    A group is never cut: its documents follow each other in one row. `targets_BL` is then the label (1 or 0)
+    of the answers of unpaired records, and not-a-number for every other document, or None. The loss mask
+    marks the answers' tokens (`task: dpo`) or the last token of each document (`task: reward`)."""
+    role_BL: Tensor | None = None
+    """int64, 0: the best (chosen) answer, always the first document of its group and the only 0 in it; above:
+    less preferred, the higher the less, equal where nobody said which is better. Of `dpo.loss: kto` 0 is the
+    answer, and 1 another prompt's answer to the same prompt, for the estimate of KL. -1: no such document."""
+    margin_BL: Tensor | None = None
+    """float32, by how much the best answer of the group is said to be better than this one; 0 where nothing
+    is said."""
+    reference_BL: Tensor | None = None
+    """float64, log-probability that the reference model gives to the learned tokens of each document, summed;
+    not-a-number where it is not known."""
+    document_BL: Tensor | None = None
+    """int64, number of each document in its prepared data, -1: no such document."""

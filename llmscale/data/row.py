@@ -18,6 +18,20 @@ LENGTH_UNIT = 8
 
 
 @dataclass(frozen=True)
+class Member:
+    """A document of a group of answers; see `Batch`, whose fields are named alike."""
+
+    group: int
+    role: int
+    margin: float = 0.0
+    reference: float = math.nan
+    document: int = -1
+
+
+NOBODY = Member(group=-1, role=-1)
+
+
+@dataclass(frozen=True)
 class Row:
     """S tokens, the labels that follow them, and what `Batch` says of both."""
 
@@ -31,6 +45,8 @@ class Row:
     """Tokens at the end that only fill the row."""
     targets: tuple[float, ...] = ()
     """One a document, of classification."""
+    members: tuple[Member, ...] = ()
+    """One a document, of preferences."""
 
 
 def empty_row(length: int) -> Row:
@@ -64,7 +80,25 @@ def batch_of(rows: Sequence[Row]) -> Batch:
         else None,
         padding=sum(row.padding for row in rows),
         targets_BL=_targets(rows) if any(row.targets for row in rows) else None,
+        **(_members(rows) if any(row.members for row in rows) else {}),
     )
+
+
+def _members(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """`NOBODY` where a row has fewer documents than another."""
+    columns = max(len(row.members) for row in rows)
+    table = [[*row.members, *[NOBODY] * (columns - len(row.members))] for row in rows]
+
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[getattr(member, name) for member in row] for row in table], dtype=dtype)
+
+    return {
+        "group_BL": column("group", torch.int64),
+        "role_BL": column("role", torch.int64),
+        "margin_BL": column("margin", torch.float32),
+        "reference_BL": column("reference", torch.float64),
+        "document_BL": column("document", torch.int64),
+    }
 
 
 def _targets(rows: Sequence[Row]) -> Tensor:
