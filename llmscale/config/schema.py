@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llmscale.config.cluster import ClusterSection
+from llmscale.config.preferences import DpoSection, PreferencesSection, RewardSection
 from llmscale.config.section import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -116,12 +117,13 @@ class CorpusEntry(Section):
         return "path"
 
     path: Path
-    """Corpus made by `llmscale data tokenize`: the path without `.bin` / `.idx`. For sft and classify: a
+    """Corpus made by `llmscale data tokenize`: the path without `.bin` / `.idx`. For other tasks: a
     file of records (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`), or `hf:NAME[:SPLIT]`."""
     weight: PositiveFloat = 1.0
     """Share in the blend, relative to the other entries."""
     fields: dict[str, str] = {}
-    """What the fields of the records are called: `{prompt: question, completion: answer}` (sft, classify)."""
+    """What the fields of the records are called: `{prompt: question, completion: answer}` (all tasks but
+    pretrain)."""
 
 
 class ReplaySection(Section):
@@ -162,7 +164,7 @@ class TrainSection(Section):
     steps: PositiveInt = 100
     """Optimizer steps of the whole schedule."""
     epochs: PositiveFloat | None = None
-    """Passes over the training data, in place of `steps` (sft, classify)."""
+    """Passes over the training data, in place of `steps` (all tasks but pretrain)."""
     stop_at: PositiveInt | None = None
     """End after this step; the schedule stays that of `steps`."""
     global_batch_size: PositiveInt = 8
@@ -291,7 +293,7 @@ class Config(Section):
     """A whole config file."""
 
     run: RunSection = RunSection()
-    task: Literal["pretrain", "sft", "classify"] = "pretrain"
+    task: Literal["pretrain", "sft", "classify", "reward", "dpo"] = "pretrain"
     model: ModelSection = ModelSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
@@ -299,6 +301,9 @@ class Config(Section):
     optimizer: OptimizerSection = OptimizerSection()
     sft: SftSection = SftSection()
     classify: ClassifySection = ClassifySection()
+    preferences: PreferencesSection = PreferencesSection()
+    reward: RewardSection = RewardSection()
+    dpo: DpoSection = DpoSection()
     peft: PeftSection = PeftSection()
     parallel: ParallelSection = ParallelSection()
     zero: ZeroSection = ZeroSection()
@@ -329,6 +334,8 @@ class Config(Section):
     @property
     def outputs(self) -> int | None:
         """Scores that the model gives of a text; None for a model that writes. 0 labels: the data tells."""
+        if self.task == "reward":
+            return 1
         if self.task != "classify":
             return None
         return 1 if self.classify.problem == "regression" else len(self.classify.labels)

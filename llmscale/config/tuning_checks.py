@@ -52,7 +52,7 @@ def sections_of_task(config: Config) -> Iterator[Problem]:
     """What only another task reads."""
     if config.task == "pretrain":
         if config.train.epochs is not None:
-            message = "is for sft and classify, whose data ends; set train.steps"
+            message = "is for tasks whose data ends, such as sft; set train.steps"
             yield Problem("train.epochs", config.train.epochs, message)
         if config.data.replay is not None:
             message = "is for sft; in pretraining a corpus more in data.train is the same"

@@ -125,6 +125,20 @@ BAD: list[tuple[str, str, str]] = [
     ("data.train=[]", "data.train", "llmscale data tokenize"),
     ("model.vocabulary_size=null", "tokenizer.path", "names no tokenizer"),
     ("train.stop_at=101", "train.stop_at", "train.steps = 100"),
+    # Preference training.
+    ("dpo=dpo", "dpo.loss", "sigmoid"),
+    ("dpo.label_smoothing=0.5", "dpo.label_smoothing", "less than 0.5"),
+    ("dpo.loss=ipo dpo.label_smoothing=0.1", "dpo.label_smoothing", "but by sigmoid, robust"),
+    ("dpo.target_margin=1", "dpo.target_margin", "not read by dpo.loss = sigmoid, but by simpo"),
+    ("dpo.loss=simpo dpo.reference=held", "dpo.reference", "not read by dpo.loss = simpo"),
+    ("dpo.loss=orpo dpo.sft_weight=1", "dpo.sft_weight", "not read by dpo.loss = orpo"),
+    ("dpo.loss=kto dpo.length_normalised=true", "dpo.length_normalised", "not read by dpo.loss = kto"),
+    ("reward=outcome reward.margin=true", "reward.margin", "but by bradley_terry"),
+    ("task=dpo", "train.init_from", "writes already"),
+    ("task=dpo train.init_from=a dpo.reference=adapter", "dpo.reference", "lora, dora, adapter"),
+    ("task=dpo train.init_from=a data.replay={corpus: b}", "data.replay", "only task=sft"),
+    ("task=reward data.forgetting=[b]", "data.forgetting", "needs a model that writes"),
+    ("task=reward train.generate={prompts: [a]}", "train.generate", "needs a model that writes"),
 ]  # fmt: skip
 
 
