@@ -1,14 +1,25 @@
 """Prepared examples as rows of a batch."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from llmscale.data.examples import ExampleSet
+from llmscale.data.examples import Example, ExampleSet
 from llmscale.data.pack import packed
-from llmscale.data.row import Row
+from llmscale.data.row import Member, Row
 from llmscale.parallel.rng import derived_seed
+
+
+class _Part(NamedTuple):
+    """A document in a row, or what fills it up."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    learned: np.ndarray
+    positions: np.ndarray
 
 
 class ExampleRows:
@@ -17,23 +28,31 @@ class ExampleRows:
     Args:
         row_length: tokens of a row.
         seed: of the order.
-        virtual_tokens: placeholders -1, -2, … before each example.
+        virtual_tokens: placeholders -1, -2, … before each document.
         packing: as many examples a row as fit, else one.
+        references: log-probability of each document by its number, where a reference model has told.
 
     Raises:
         ValueError: there is no example, or one is too long for a row.
     """
 
     def __init__(
-        self, examples: ExampleSet, row_length: int, seed: str, virtual_tokens: int, packing: bool
+        self,
+        examples: ExampleSet,
+        row_length: int,
+        seed: str,
+        virtual_tokens: int,
+        packing: bool,
+        references: np.ndarray | None = None,
     ) -> None:
         self.examples = examples
         self.row_length = row_length
         self.seed = seed
         self.virtual_tokens = virtual_tokens
         self.packing = packing
-        # The last token is a label only.
-        lengths = (examples.lengths - 1 + virtual_tokens).tolist()
+        self.references = references
+        # The last token of a document is a label only.
+        lengths = (examples.lengths + (virtual_tokens - 1) * examples.document_counts).tolist()
         if not lengths:
             raise ValueError("has no example")
         if max(lengths) > row_length:
@@ -56,30 +75,59 @@ class ExampleRows:
 
     def row(self, places: Sequence[int]) -> Row:
         """The examples at `places` in one row, padded at the end."""
-        tokens, labels, learned, positions, lengths, targets = [], [], [], [], [], []
-        for example in (self.examples[place] for place in places):
-            # What stands before the first token is learned to lead to it.
-            before = -1 - np.arange(self.virtual_tokens)
-            whole = np.concatenate((before, example.tokens)).astype(np.int64)
-            tokens.append(whole[:-1])
-            labels.append(np.maximum(whole[1:], 0))
-            counts = np.concatenate((np.zeros(self.virtual_tokens, bool), example.learned))
-            learned.append(counts[1:])
-            positions.append(np.arange(len(whole) - 1))
-            lengths.append(len(whole) - 1)
-            targets += [] if example.target is None else [example.target]
-        padding = self.row_length - sum(lengths)
+        examples = [self.examples[place] for place in places]
+        parts = [part for example in examples for part in self._parts(example)]
+        padding = self.row_length - sum(len(part.tokens) for part in parts)
         if padding:
-            for parts in (tokens, labels, learned):
-                parts.append(np.zeros(padding, np.int64))
-            positions.append(np.arange(padding))
-            lengths.append(padding)
+            parts.append(_filling(padding))
+        tokens, labels, learned, positions = (np.concatenate(column) for column in zip(*parts))
+        is_packed = self.packing or self.examples.has_groups
         return Row(
-            tokens_S=torch.from_numpy(np.concatenate(tokens)),
-            labels_S=torch.from_numpy(np.concatenate(labels)),
-            loss_mask_S=torch.from_numpy(np.concatenate(learned).astype(np.float32)),
-            position_ids_S=torch.from_numpy(np.concatenate(positions)),
-            document_lengths=tuple(lengths) if self.packing else None,
+            tokens_S=torch.from_numpy(tokens),
+            labels_S=torch.from_numpy(labels),
+            loss_mask_S=torch.from_numpy(learned.astype(np.float32)),
+            position_ids_S=torch.from_numpy(positions),
+            document_lengths=tuple(len(part.tokens) for part in parts) if is_packed else None,
             padding=padding,
-            targets=tuple(targets),
+            targets=_targets(examples),
+            members=self._members(places) if self.examples.has_groups else (),
         )
+
+    def _parts(self, example: Example) -> Iterator[_Part]:
+        """One a document."""
+        # What stands before the first token is learned to lead to it.
+        before = -1 - np.arange(self.virtual_tokens)
+        start = 0
+        for length in example.lengths:
+            whole = np.concatenate((before, example.tokens[start : start + length])).astype(np.int64)
+            counts = np.concatenate(
+                (np.zeros(self.virtual_tokens, bool), example.learned[start : start + length])
+            )
+            yield _Part(whole[:-1], np.maximum(whole[1:], 0), counts[1:], np.arange(len(whole) - 1))
+            start += length
+
+    def _members(self, places: Sequence[int]) -> tuple[Member, ...]:
+        return tuple(
+            Member(group, document.role, document.margin, self._reference(number), number)
+            for group, place in enumerate(places)
+            for document, number in zip(self.examples[place].documents, self.examples.document_numbers(place))
+        )
+
+    def _reference(self, document: int) -> float:
+        return math.nan if self.references is None else float(self.references[document])
+
+
+def _filling(length: int) -> _Part:
+    nothing = np.zeros(length, np.int64)
+    return _Part(nothing, nothing, nothing.astype(bool), np.arange(length))
+
+
+def _targets(examples: Sequence[Example]) -> tuple[float, ...]:
+    """One a document: of a group its first has the target."""
+    if all(example.target is None for example in examples):
+        return ()
+    return tuple(
+        math.nan if example.target is None or place else example.target
+        for example in examples
+        for place in range(len(example.lengths))
+    )

@@ -34,7 +34,9 @@ def write(folder: Path, examples: list[Example]) -> ExampleSet:
 def test_what_is_written_is_read(learned: list[list[bool]], tmp_path: Path):
     examples = made(learned)
     found = write(tmp_path, examples)
-    assert found.info == {"made": "here"} and found.lengths.tolist() == list(map(len, learned))
+    assert found.info == {"made": "here", "content": found.content} and found.lengths.tolist() == list(
+        map(len, learned)
+    )
     for place, example in enumerate(examples):
         assert found[place].tokens.tolist() == example.tokens.tolist()
         assert found[place].learned.tolist() == example.learned.tolist() and found[place].target is None
