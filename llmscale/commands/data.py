@@ -1,4 +1,4 @@
-"""`llmscale data`: train a tokenizer, tokenise text, look at what came out."""
+"""`llmscale data`: train a tokenizer, tokenise text, look at what came out, let a model judge answers."""
 
 import os
 import time
@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from llmscale.commands.label import label
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("label")(label)
 
 INPUTS_HELP = "Files (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet), folders, or hf:NAME[:SPLIT]."
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help=INPUTS_HELP, show_default=False)]

@@ -1,0 +1,117 @@
+"""From records to the pairs of answers that are judged."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from llmscale.data.label.verdict import Winner
+from llmscale.data.records import Record
+
+NAMES = ("prompt", "chosen", "rejected", "responses", "scores")
+
+
+class UnusableRecord(ValueError):
+    """The message says why."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A record on its way: a prompt and the answers to it."""
+
+    line: int
+    prompt: Any
+    """As the record has it: a text or a list of messages."""
+    responses: tuple[Any, ...]
+    """As the record has them; empty: they are to be sampled."""
+    scores: tuple[float, ...] | None
+    """A human's, the higher the better; None: nobody has judged them."""
+
+    @property
+    def prompt_text(self) -> str:
+        return as_text(self.prompt)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers, in an order that says nothing about which is better."""
+
+    line: int
+    prompt: Any
+    a: Any
+    b: Any
+    human: Winner | None
+    draw: int
+    """A random number that belongs to this pair and to no run."""
+
+
+def read_record(line: int, record: Record, fields: Mapping[str, str]) -> Judged:
+    """
+    Raises:
+        UnusableRecord: it has no prompt, or answers that are none.
+    """
+    found = {name: record.get(fields.get(name, name)) for name in NAMES}
+    prompt, responses, scores = found["prompt"], found["responses"], found["scores"]
+    if prompt is None:
+        raise UnusableRecord("has no prompt; `fields` says what it is called")
+    if responses is None and found["chosen"] is not None and found["rejected"] is not None:
+        responses, scores = [found["chosen"], found["rejected"]], [1, 0]
+    if responses is None:
+        responses = []
+    if not isinstance(responses, list):
+        raise UnusableRecord("responses is no list")
+    for text in (prompt, *responses):
+        as_text(text)
+    return Judged(line, prompt, tuple(responses), _scores(scores, len(responses)))
+
+
+def pairs_of(judged: Judged) -> Iterator[Pair]:
+    """Every two different answers, the two in an order drawn by a hash of them."""
+    for (first, one), (second, other) in combinations(enumerate(judged.responses), 2):
+        if as_text(one).strip() == as_text(other).strip():
+            continue
+        human: Winner | None = None
+        if judged.scores is not None:
+            difference = judged.scores[first] - judged.scores[second]
+            human = "tie" if difference == 0 else "a" if difference > 0 else "b"
+        digests = [_digest(judged.prompt, answer) for answer in (one, other)]
+        if digests[0] > digests[1]:
+            one, other = other, one
+            human = {"a": "b", "b": "a"}.get(human, human) if human else None  # type: ignore[assignment]
+        draw = int(_digest(*sorted(digests))[:15], 16)
+        yield Pair(judged.line, judged.prompt, one, other, human, draw)
+
+
+def as_text(content: Any) -> str:
+    """A text, or a list of messages as one: a conversation names its speakers, an answer alone does not.
+
+    Raises:
+        UnusableRecord: it is neither.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence) or not content:
+        raise UnusableRecord("prompts and answers are texts or lists of messages")
+    for message in content:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise UnusableRecord("has a message whose content is no text")
+    if len(content) == 1:
+        return content[0]["content"]
+    return "\n\n".join(f"{message.get('role', 'user')}: {message['content']}" for message in content)
+
+
+def _scores(scores: Any, count: int) -> tuple[float, ...] | None:
+    if scores is None:
+        return None
+    numbers = isinstance(scores, list) and all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) for one in scores
+    )
+    if not numbers or len(scores) != count:
+        raise UnusableRecord("scores is no list of numbers, one for each response")
+    return tuple(float(score) for score in scores)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
