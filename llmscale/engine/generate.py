@@ -75,6 +75,29 @@ class Generator:
                 position_ids_BS = (position_ids_BS[:, -1:] + 1).clamp(max=self.positions - 1)
         return texts.new_tokens
 
+    @torch.no_grad()
+    def next_log_probabilities(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> list[list[float]]:
+        """For each prompt the log-probability of each of `tokens` as the next one. Collective, as `generate`.
+
+        Raises:
+            ValueError: no prompt, an empty one, or one that leaves no position free.
+        """
+        self._check(prompts)
+        tokens_BS, position_ids_BS, first_B = _left_padded(prompts, self.world.device)
+        with self.world.active(), _generating(self.chunks, tokens_BS.shape[1], len(prompts), first_B):
+            hidden = self._hidden_states(tokens_BS, position_ids_BS)
+            logits_1BV = self.chunks[-1].gathered_logits(hidden) if self.world.is_last_stage else None
+            if logits_1BV is None:
+                shape = (len(prompts), len(tokens))
+                found_BT = torch.empty(shape, dtype=torch.float64, device=self.world.device)
+            else:
+                found_BT = logits_1BV[0].double().log_softmax(dim=-1)[:, list(tokens)].contiguous()
+            if self.world.model_group.size() > 1:
+                torch.distributed.broadcast(found_BT, self._choosing_rank, group=self.world.model_group)
+        return found_BT.tolist()
+
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         if not prompts:
             raise ValueError("no prompts")

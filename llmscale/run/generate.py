@@ -30,6 +30,12 @@ class Writer(Protocol):
         """As `Generator.generate`."""
         ...
 
+    def next_log_probabilities(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> list[list[float]]:
+        """As `Generator.next_log_probabilities`."""
+        ...
+
 
 @contextmanager
 def open_writer(target: Target) -> Iterator[Writer]:
@@ -76,8 +82,17 @@ class TextGenerator:
         on_tokens: OnTokens | None = None,
     ) -> list[list[int]]:
         """As `Generator.generate`."""
+        return self.generator.generate(self._behind_placeholders(prompts), options, on_tokens)
+
+    def next_log_probabilities(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> list[list[float]]:
+        """As `Generator.next_log_probabilities`."""
+        return self.generator.next_log_probabilities(self._behind_placeholders(prompts), tokens)
+
+    def _behind_placeholders(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         before = [-1 - place for place in range(self.placeholders)]
-        return self.generator.generate([[*before, *prompt] for prompt in prompts], options, on_tokens)
+        return [[*before, *prompt] for prompt in prompts]
 
 
 class WritingTeam(RankTeam):
@@ -92,6 +107,13 @@ class WritingTeam(RankTeam):
         self.order((prompts, options))
         return self.expect("texts", on_tokens)
 
+    def next_log_probabilities(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> list[list[float]]:
+        """As `Generator.next_log_probabilities`."""
+        self.order((prompts, tuple(tokens)))
+        return self.expect("log-probabilities")
+
 
 def serve(target: Target, orders: Connection) -> int:
     """One rank of a team: load, then write what is ordered until the pipe closes."""
@@ -102,8 +124,11 @@ def serve(target: Target, orders: Connection) -> int:
     answer(orders, "ready", None)
     while True:
         try:
-            prompts, options = orders.recv()
+            prompts, wanted = orders.recv()
         except EOFError:
             return 0
-        texts = generator.generate(prompts, options, lambda tokens: answer(orders, "tokens", tokens))
+        if not isinstance(wanted, SamplingOptions):
+            answer(orders, "log-probabilities", generator.next_log_probabilities(prompts, wanted))
+            continue
+        texts = generator.generate(prompts, wanted, lambda tokens: answer(orders, "tokens", tokens))
         answer(orders, "texts", texts)

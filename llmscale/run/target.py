@@ -79,7 +79,7 @@ def find_target(
     Raises:
         InputError: no such model, or it cannot be used so.
     """
-    if _is_hugging_face(Path(target)):
+    if is_hugging_face(Path(target)):
         found = open_folder(Path(target))
         tokenizer = tokenizer or folder_tokenizer(found.path)
         folder, config, expected = found.path, folder_config(found, "target", tokenizer), None
@@ -109,7 +109,8 @@ def find_target(
     return Target(config, folder, tokenizer, config.model.vocabulary_size or vocabulary_size(tokenizer), base)
 
 
-def _is_hugging_face(folder: Path) -> bool:
+def is_hugging_face(folder: Path) -> bool:
+    """A Hugging Face folder and no run's."""
     return is_hugging_face_folder(folder) and not (folder / CONFIG_NAME).is_file()
 
 

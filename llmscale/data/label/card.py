@@ -10,7 +10,7 @@ from llmscale import __version__
 from llmscale.data.label.agreement import CLASSES, agreement, longer_chosen, position
 from llmscale.data.label.options import LabelConfig
 from llmscale.data.label.pairs import Pair
-from llmscale.data.label.verdict import Outcome
+from llmscale.data.label.verdict import Outcome, Winner
 
 
 def card(
@@ -21,7 +21,9 @@ def card(
     respondents: Mapping[str, JsonValue],
 ) -> dict[str, Any]:
     """Everything that `card_page` says, as JSON takes it."""
-    labelled = [(pair.human, outcome.winner) for pair, outcome in outcomes if pair.human is not None]
+    labelled: list[tuple[Winner, Winner]] = [
+        (pair.human, outcome.winner) for pair, outcome in outcomes if pair.human is not None
+    ]
     verdicts = [verdict for _, outcome in outcomes for verdict in outcome.verdicts]
     return {
         "llmscale": __version__,

@@ -10,6 +10,8 @@ from typing import Any
 from llmscale.data.label.verdict import Winner
 from llmscale.data.records import Record
 
+SWAPPED: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
+
 NAMES = ("prompt", "chosen", "rejected", "responses", "scores")
 
 
@@ -79,7 +81,7 @@ def pairs_of(judged: Judged) -> Iterator[Pair]:
         digests = [_digest(judged.prompt, answer) for answer in (one, other)]
         if digests[0] > digests[1]:
             one, other = other, one
-            human = {"a": "b", "b": "a"}.get(human, human) if human else None  # type: ignore[assignment]
+            human = SWAPPED[human] if human else None
         draw = int(_digest(*sorted(digests))[:15], 16)
         yield Pair(judged.line, judged.prompt, one, other, human, draw)
 

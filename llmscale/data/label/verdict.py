@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmscale.data.label.answers import Answer
@@ -77,11 +77,13 @@ def read_verdict(answer: Answer, words: WordsSection) -> Verdict | None:
     said = spoken_at(answer.text, words)
     if said is None:
         return None
-    masses = [_mass(answer.alternatives or {}, word) for word in (words.first, words.second, words.tie)]
-    total = sum(masses)
+    named = (words.first, words.second, words.tie)
+    first, second, tie = (_mass(answer.alternatives or {}, word) for word in named)
+    total = first + second + tie
     if total > 0:
-        return Verdict(*(mass / total for mass in masses), is_graded=True)
-    return Verdict(*(float(said[0] == word) for word in (words.first, words.second, words.tie)), False)
+        return Verdict(first / total, second / total, tie / total, is_graded=True)
+    first, second, tie = (float(said[0] == word) for word in named)
+    return Verdict(first, second, tie, is_graded=False)
 
 
 def reconcile(verdicts: Sequence[Verdict], config: LabelConfig) -> Outcome:
@@ -94,14 +96,12 @@ def reconcile(verdicts: Sequence[Verdict], config: LabelConfig) -> Outcome:
         for swapped, verdict in enumerate(verdicts)
     ]
     probability_a = sum(shares) / len(shares)
-    named = {_winner(verdict, swapped=order == 1) for order, verdict in enumerate(verdicts)}
+    outcome = Outcome("tie", probability_a, tuple(verdicts))
     if config.reconcile == "agree":
-        winner: Winner = named.pop() if len(named) == 1 else "tie"
-    elif abs(2 * probability_a - 1) < config.tie_below or probability_a == 0.5:
-        winner = "tie"
-    else:
-        winner = "a" if probability_a > 0.5 else "b"
-    return Outcome(winner, probability_a, tuple(verdicts))
+        return replace(outcome, winner=outcome.by_order[0]) if outcome.is_consistent else outcome
+    if abs(2 * probability_a - 1) < config.tie_below or probability_a == 0.5:
+        return outcome
+    return replace(outcome, winner="a" if probability_a > 0.5 else "b")
 
 
 def _winner(verdict: Verdict, swapped: bool) -> Winner:

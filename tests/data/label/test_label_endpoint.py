@@ -252,7 +252,7 @@ def test_killed_again_and_again_each_answer_is_paid_for_once(tmp_path: Path) -> 
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             assert not (tmp_path / "out" / "preferences.jsonl").exists()
-            kept = {line for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()}
+            kept = set((tmp_path / "out" / "answers.jsonl").read_text().splitlines())
         with (tmp_path / "out" / "answers.jsonl").open("ab") as file:
             file.write(b'{"key": "abc", "of": "jud')  # a line that a power cut has cut
         label(config)
