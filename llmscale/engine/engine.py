@@ -23,7 +23,7 @@ from llmscale.engine.anchor import anchor
 from llmscale.engine.clip import clip_gradients
 from llmscale.engine.fingerprint import Fingerprint, take_fingerprint
 from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
-from llmscale.engine.schedule import ScheduledChunk, run_schedule
+from llmscale.engine.schedule import LossFunction, ScheduledChunk, run_schedule
 from llmscale.engine.unfreezing import distance_from_output, is_graded, learning_rate_scale
 from llmscale.engine.zero import deepspeed_engine
 from llmscale.model.build import build_model
@@ -227,13 +227,34 @@ class Engine:
         scale = self.world.data_group.size() / max(count, 1.0)
 
         def loss_function(chunk: LanguageModel, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-            loss_sum = goal.loss_sum(chunk, output, batch)
-            with torch.no_grad():
-                report = torch.cat(
-                    (loss_sum.detach().double()[None], goal.sums(chunk, output, batch).double())
-                )
-            return loss_sum * scale, report
+            loss_sum, others = goal.loss_and_sums(chunk, output, batch)
+            return loss_sum * scale, torch.cat((loss_sum.detach().double()[None], others.double()))
 
+        if goal.ahead_count:
+            goal.begin(self._look_ahead(goal, batches, step))
+        loss, *others = self._scheduled_sums(batches, loss_function, 1 + goal.sum_count, step, forward_only)
+        return Sums(loss, count, int(tokens), tuple(others))
+
+    @torch.no_grad()
+    def _look_ahead(self, goal: Objective, batches: list[Batch], step: int) -> list[float]:
+        """What the losses of this global batch have to know of the whole of it. Dropout drops the same here
+        as afterwards."""
+
+        def ahead(chunk: LanguageModel, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+            sums = goal.ahead(chunk, output, batch).double()
+            return sums.sum(), sums
+
+        return self._scheduled_sums(batches, ahead, goal.ahead_count, step, forward_only=True)
+
+    def _scheduled_sums(
+        self,
+        batches: list[Batch],
+        loss_function: LossFunction,
+        count: int,
+        step: int,
+        forward_only: bool,
+    ) -> list[float]:
+        """The `count` reported numbers, over all microbatches of all ranks."""
         reports = run_schedule(
             self.scheduled,
             self.world,
@@ -243,9 +264,8 @@ class Engine:
             before_microbatch=lambda number: self.world.seed(self.config.train.seed, "step", step, number),
         )
         own = self.world.is_last_stage and self.world.coordinates.tensor == 0
-        summed = torch.stack(reports).sum(0).tolist() if own else [0.0] * (1 + goal.sum_count)
-        loss, *others = self._global_sums(summed, None)
-        return Sums(loss, count, int(tokens), tuple(others))
+        summed = torch.stack(reports).sum(0).tolist() if own else [0.0] * count
+        return self._global_sums(summed, None)
 
     def _global_sums(self, values: list[float], group: torch.distributed.ProcessGroup | None) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.world.device)

@@ -89,12 +89,13 @@ def take_fingerprint(
     """
     tokens = min(sequence_length, MOST_TOKENS + placeholders)
     batch = _batch(tokens, vocabulary_size, world, placeholders)
+    goal = objective.for_fingerprint
     # An interleaved pipeline needs as many microbatches as it has stages.
     repeats = world.layout.pipeline if world.layout.interleave > 1 else 1
 
     def figures(chunk: LanguageModel, logits_SBV: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         sums = _logit_sums(chunk, logits_SBV[:tokens])
-        loss = objective.loss_sum(chunk, logits_SBV, batch).double()
+        loss = goal.loss_sum(chunk, logits_SBV, batch).double()
         # The loss is the same on all tensor ranks, the sums are of this one's columns.
         return loss, torch.stack([loss if world.coordinates.tensor == 0 else loss * 0, *sums])
 
@@ -119,7 +120,7 @@ def take_fingerprint(
     loss_sum, logit_sum, square = total.tolist()
     if not all(map(math.isfinite, (loss_sum, logit_sum, square))):
         return None
-    count = objective.count(batch)
+    count = goal.count(batch)
     return Fingerprint(SEED, sequence_length, vocabulary_size, loss_sum / count, logit_sum, math.sqrt(square))
 
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
@@ -36,6 +37,32 @@ class Objective(ABC):
         """Other sums over the microbatch that metrics are made of, [`sum_count`], without gradient; the same
         on every tensor rank."""
         return output.new_zeros(0)
+
+    def loss_and_sums(self, model: LanguageModel, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`loss_sum` and `sums`; for an objective that finds both on the way."""
+        loss = self.loss_sum(model, output, batch)
+        with torch.no_grad():
+            return loss, self.sums(model, output, batch)
+
+    @property
+    def ahead_count(self) -> int:
+        """How many numbers `ahead` gives. Above 0, the engine runs the microbatches of each global batch
+        forward once before, without gradient."""
+        return 0
+
+    def ahead(self, model: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
+        """Sums over the microbatch, [`ahead_count`], of which every loss of the global batch needs the whole;
+        the same on every tensor rank."""
+        return output.new_zeros(0)
+
+    def begin(self, sums: Sequence[float]) -> None:
+        """Take the sums of `ahead` over the global batch and all ranks, before its first loss."""
+        return
+
+    @property
+    def for_fingerprint(self) -> "Objective":
+        """The one that a fingerprint is taken by: its batch is one text, and not of groups."""
+        return self
 
     def metrics(self, sums: Sequence[float]) -> Mapping[str, JsonValue]:
         """Names and values made of the sums over a whole global batch, or over a whole validation."""

@@ -72,7 +72,7 @@ class Validator:
         return ValidationRecord(
             step=step,
             loss=loss,
-            perplexity=None if self.config.task == "classify" else math.exp(min(loss, 700.0)),
+            perplexity=math.exp(min(loss, 700.0)) if self.config.task in ("pretrain", "sft") else None,
             seconds=time.perf_counter() - began,
             metrics=self.engine.objective.metrics(sums.others),
             forgetting=forgetting,
