@@ -341,5 +341,12 @@ class Config(Section):
         return 1 if self.classify.problem == "regression" else len(self.classify.labels)
 
     @property
+    def packing(self) -> bool:
+        """Several examples share a row."""
+        if self.task in ("reward", "dpo"):
+            return self.preferences.packing
+        return self.task == "sft" and self.sft.packing
+
+    @property
     def run_folder(self) -> Path:
         return self.run.root / (self.run.name or "run")

@@ -11,12 +11,14 @@ from llmscale.config.schema import Config
 from llmscale.data.examples import Example
 from llmscale.data.records import Record
 
-Reason = Literal["bad", "empty", "too_long", "nothing_learned"]
+Reason = Literal["bad", "empty", "too_long", "nothing_learned", "identical"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 RECORD_ENCODERS = {
     "sft": "llmscale.data.chat.encode:record_encoder",
     "classify": "llmscale.data.labelled:record_encoder",
+    "reward": "llmscale.data.preferences.encode:record_encoder",
+    "dpo": "llmscale.data.preferences.encode:record_encoder",
 }
 """Task -> function of the config."""
 
@@ -37,6 +39,13 @@ class Encoded:
     example: Example
     notes: tuple[str, ...] = ()
     """What happened to it: `truncated`, …; they are counted."""
+    shown: Example | None = None
+    """For a reader, where that is not `example`: without what only a head needs, and as learned what is
+    judged."""
+
+    @property
+    def visible(self) -> Example:
+        return self.shown or self.example
 
 
 class RecordEncoder(Protocol):

@@ -178,7 +178,7 @@ def _filled(config: Config, lengths: np.ndarray) -> str:
     row = config.train.sequence_length
     used = np.minimum(lengths - 1 + config.peft.placeholders, row)
     alone = f"{used.sum() / (row * len(used)):.1%} of rows of one example"
-    if config.task != "sft" or not config.sft.packing:
+    if not config.packing:
         return alone
     rows = len(packed(used.tolist(), row))
     return f"{used.sum() / (row * rows):.1%} of {rows:,} packed rows ({alone})"

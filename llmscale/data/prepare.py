@@ -6,7 +6,8 @@ from, and what became of the records.
 
 import json
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,8 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config, CorpusEntry
 from llmscale.data.corpus import documents_of_split, entries_of_split
 from llmscale.data.encoding import REASONS, Encoded, LeftOut, RecordEncoder, record_encoder
-from llmscale.data.examples import INFO, Example, write_examples
+from llmscale.data.examples import INFO, Example, ExampleSet, write_examples
+from llmscale.data.preferences.mismatch import with_mismatches
 from llmscale.data.records import Record, RecordSource, Unreadable, record_source
 from llmscale.data.sources import BadText
 
@@ -52,8 +54,8 @@ class Counts:
                 shown.append(f"line {line}: {outcome.message}")
             return
         self.examples += 1
-        self.tokens += len(outcome.example.tokens)
-        self.learned += int(outcome.example.learned.sum())
+        self.tokens += len(outcome.visible.tokens)
+        self.learned += int(outcome.visible.learned.sum())
         for note in outcome.notes:
             self.notes[note] = self.notes.get(note, 0) + 1
 
@@ -109,14 +111,41 @@ def _prepare(
         "shares": None if config.data.validation else [*config.data.split],
         "encoding": dict(encoder.key),
     }
-    info = _info(folder)
-    if info is not None and info.get("key") == key:
-        return info["counts"]
+    known = _info(folder)
+    if known is not None and known.get("key") == key:
+        return known["counts"]
     shutil.rmtree(folder, ignore_errors=True)
     counts = Counts()
     examples = _examples(encoder, source, entry, documents_of_split(len(source), config.data, split), counts)
-    write_examples(examples, folder, lambda: {"key": key, "counts": counts.as_json()})
+
+    def info() -> dict[str, JsonValue]:
+        return {"key": key, "counts": counts.as_json()}
+
+    if config.task == "dpo" and config.dpo.loss == "kto":
+        _write_with_mismatches(config, examples, folder, info)
+    else:
+        write_examples(examples, folder, info)
     return counts.as_json()
+
+
+def _write_with_mismatches(
+    config: Config, examples: Iterable[Example], folder: Path, info: Callable[[], dict[str, JsonValue]]
+) -> None:
+    """Each with an answer of another: so all must be known first.
+
+    Raises:
+        Unusable: there is no other.
+    """
+    row, placeholders = config.train.sequence_length, config.peft.placeholders
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        alone = Path(temporary) / "alone"
+        write_examples(examples, alone, {})
+        try:
+            both = with_mismatches(ExampleSet(alone), row, placeholders, config.train.seed)
+            write_examples(both, folder, info)
+        except ValueError as error:
+            raise Unusable(str(error)) from None
 
 
 def _info(folder: Path) -> dict[str, JsonValue] | None:

@@ -18,10 +18,12 @@ Fault = Callable[[Record, Mapping[str, str]], str | None]
 FAULTS = {
     "sft": "llmscale.data.chat.checks:record_fault",
     "classify": "llmscale.data.labelled_checks:record_fault",
+    "reward": "llmscale.data.chat.checks:record_fault",
+    "dpo": "llmscale.data.chat.checks:record_fault",
 }
 """Task -> function of the config that returns its `Fault`."""
 
-SETUP = {"sft": "llmscale.data.chat.checks:setup_problems"}
+SETUP = dict.fromkeys(("sft", "reward", "dpo"), "llmscale.data.chat.checks:setup_problems")
 """Task -> function of the config that tells what is wrong whatever the records are."""
 
 

@@ -93,7 +93,7 @@ def _rows(config: Config, folder: Path, split: SplitName) -> list[ExampleRows]:
             config.train.sequence_length,
             f"{seed}/{split}/{place}",
             virtual_tokens(config.peft),
-            packing=config.task == "sft" and config.sft.packing,
+            packing=config.packing,
         )
         for place in range(len(entries_of_split(config.data, split)))
     ]

@@ -1,12 +1,11 @@
-"""What stands against conversations, told before any rank starts. Without torch."""
+"""What stands against conversations and answers, told before any rank starts. Without torch."""
 
 from collections.abc import Callable, Iterator, Mapping
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
-from llmscale.data.chat.encode import record_encoder
 from llmscale.data.chat.template import chat_template
-from llmscale.data.encoding import LeftOut
+from llmscale.data.encoding import LeftOut, record_encoder
 from llmscale.data.records import Record
 from llmscale.data.tokenizer import end_of_document_id
 
@@ -18,7 +17,9 @@ def setup_problems(config: Config) -> Iterator[Problem]:
         return
     try:
         end_of_document_id(tokenizer)
-        chat_template(tokenizer, config.sft.chat_template)
+        section = "sft" if config.task == "sft" else "preferences"
+        wanted = config.sft.chat_template if config.task == "sft" else config.preferences.chat_template
+        chat_template(tokenizer, wanted, f"{section}.chat_template")
     except InputError as error:
         yield from error.problems
 

@@ -52,9 +52,9 @@ def read_record(record: Record, fields: Mapping[str, str]) -> Conversation | Com
     """
     found = {name: record.get(called) for name, called in _names(fields).items()}
     if found["messages"] is not None:
-        return Conversation(_messages("messages", found["messages"]), _tools(found["tools"]))
+        return Conversation(messages_of("messages", found["messages"]), tools_of(found["tools"]))
     if found["prompt"] is not None and found["completion"] is not None:
-        return _prompted(found["prompt"], found["completion"], _tools(found["tools"]))
+        return _prompted(found["prompt"], found["completion"], tools_of(found["tools"]))
     if found["instruction"] is not None and found["output"] is not None:
         asked = [_text("instruction", found["instruction"]), _text("input", found["input"] or "")]
         question = "\n\n".join(part for part in asked if part)
@@ -75,14 +75,18 @@ def _names(fields: Mapping[str, str]) -> dict[str, str]:
 def _prompted(prompt: Any, completion: Any, tools: Any) -> Conversation | Completion:
     if isinstance(prompt, str) and isinstance(completion, str):
         return Completion(prompt, completion)
-    return Conversation((*_messages("prompt", prompt), *_messages("completion", completion)), tools)
+    return Conversation((*messages_of("prompt", prompt), *messages_of("completion", completion)), tools)
 
 
 def _asked(question: str, answer: str) -> Conversation:
     return Conversation(({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
 
 
-def _messages(name: str, value: Any) -> tuple[Message, ...]:
+def messages_of(name: str, value: Any) -> tuple[Message, ...]:
+    """
+    Raises:
+        BadRecord: the field `name` is no list of them.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise BadRecord(f"{name} is no list of messages")
     return tuple(_message(f"{name}[{place}]", message) for place, message in enumerate(value))
@@ -126,7 +130,11 @@ def _call(name: str, call: Any) -> Mapping[str, Any]:
     return {**call, "function": called} if "function" in call else called
 
 
-def _tools(value: Any) -> Sequence[Mapping[str, Any]] | None:
+def tools_of(value: Any) -> Sequence[Mapping[str, Any]] | None:
+    """
+    Raises:
+        BadRecord: it is no list of them.
+    """
     if value is None or value == []:
         return None
     if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):

@@ -7,7 +7,6 @@ characters: a token that holds one of an answer is learned.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import JsonValue
@@ -42,6 +41,16 @@ Content = Conversation | Completion | Text
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A prompt with an answer to it, of any length."""
+
+    example: Example
+    """Of which the answer is learned."""
+    across: bool
+    """A token lies across the beginning of the answer."""
+
+
+@dataclass(frozen=True)
 class _Learnable:
     """A record on its way."""
 
@@ -56,16 +65,16 @@ class ChatEncoder:
     Args:
         tokenizer: its folder.
         longest: tokens of an example, at most.
+        key: section of the config that names the template.
 
     Raises:
         InputError: the tokenizer has no EOS, or the template cannot be used.
     """
 
-    def __init__(self, tokenizer: Path, options: SftSection, longest: int) -> None:
+    def __init__(self, tokenizer: Path, options: SftSection, longest: int, key: str = "sft") -> None:
         self.options = options
-        self._which: Literal["all", "last"] = "last" if options.learn == "last" else "all"
         self.longest = longest
-        self.template = chat_template(tokenizer, options.chat_template)
+        self.template = chat_template(tokenizer, options.chat_template, f"{key}.chat_template")
         self.end_of_text = end_of_document_id(tokenizer)
         bos = special_token_ids(tokenizer)["bos_token_id"]
         self._begin = [bos] if bos is not None and adds_bos(tokenizer) else []
@@ -93,6 +102,25 @@ class ChatEncoder:
         found = [self._read(record, fields) for record in records]
         encodings = iter(self._tokenise([one.spelled for one in found if isinstance(one, _Learnable)]))
         return [self._outcome(one, next(encodings)) if isinstance(one, _Learnable) else one for one in found]
+
+    def answered(self, asked: Sequence[tuple[Content, int]]) -> list[Answered | LeftOut]:
+        """Prompts with their answers, whole.
+
+        Args:
+            asked: each with the number of messages of a conversation that are the prompt.
+        """
+        found = [self._asked(content, since) for content, since in asked]
+        encodings = iter(self._tokenise([one for one in found if isinstance(one, Spelled)]))
+        return [
+            Answered(*self._example(one, next(encodings))) if isinstance(one, Spelled) else one
+            for one in found
+        ]
+
+    def _asked(self, content: Content, since: int) -> Spelled | LeftOut:
+        try:
+            return spell(content, self.template, since)
+        except BadRecord as error:
+            return LeftOut("bad", str(error))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens that ask the assistant to answer `messages`.
@@ -122,10 +150,15 @@ class ChatEncoder:
     def _first_spelled(self, content: Content) -> Spelled:
         """With what tells its length: of a template without marks the last answer alone, because to find each
         takes two renderings, and of a long conversation most may be cut."""
-        return spell(content, self.template, self._which if self.template.marks_answers else "last")
+        return self._spelled(content) if self.template.marks_answers else self._with_last(content)
 
     def _spelled(self, content: Content) -> Spelled:
-        return spell(content, self.template, self._which)
+        return self._with_last(content) if self.options.learn == "last" else spell(content, self.template)
+
+    def _with_last(self, content: Content) -> Spelled:
+        """With the last answer alone."""
+        places = places_of_answers(content) if isinstance(content, Conversation) else []
+        return spell(content, self.template, places[-1] if places else 0)
 
     def _tokenise(self, spelled: Sequence[Spelled]) -> list[Encoding]:
         """In the order given; both encoders work on many texts at once, on all cores."""

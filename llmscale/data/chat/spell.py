@@ -1,7 +1,6 @@
 """Records as one text each, with the characters that an assistant speaks."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from llmscale.data.chat.conversation import BadRecord, Completion, Conversation, Message, Text
 from llmscale.data.chat.template import ChatTemplate, Span
@@ -23,12 +22,10 @@ class Spelled:
     """`answers` are exact. Else they go on to where the next turn begins."""
 
 
-def spell(
-    content: Conversation | Completion | Text, template: ChatTemplate, which: Literal["all", "last"]
-) -> Spelled:
+def spell(content: Conversation | Completion | Text, template: ChatTemplate, since: int = 0) -> Spelled:
     """
     Args:
-        which: answers that are wanted.
+        since: message of a conversation from which on its answers are wanted.
 
     Raises:
         BadRecord: the template does not take the conversation, or does not tell its answers.
@@ -40,14 +37,13 @@ def spell(
         return Spelled(content.text, ((0, len(content.text)),), of_template=False)
     rendered = template.render(content.messages, content.tools)
     if not template.marks_answers:
-        places = places_of_answers(content)
-        wanted = places[-1:] if which == "last" else places
+        wanted = [place for place in places_of_answers(content) if place >= since]
         answers = tuple(_answer_by_growth(content, place, template, rendered.text) for place in wanted)
         return Spelled(rendered.text, answers, of_template=True, marked=False)
     answers = tuple(rendered.answers)
-    if which == "last" and len(answers) > 1:
-        earlier = template.render(content.messages[:-1], content.tools)
-        answers = answers[len(earlier.answers) :]
+    before = content.messages[:since]
+    if any(message["role"] == "assistant" for message in before):
+        answers = answers[len(template.render(before, content.tools).answers) :]
     return Spelled(rendered.text, answers, of_template=True)
 
 
@@ -59,8 +55,8 @@ def _answer_by_growth(content: Conversation, place: int, template: ChatTemplate,
         raise BadRecord(
             f"the chat template {template.name} writes what stands until messages[{place}] otherwise "
             "once more follows, so that nobody can tell which tokens are the assistant's; mark them with "
-            "{% generation %} in a copy of the template, and name that in sft.chat_template, or learn the "
-            "last answer only (sft.learn=last)"
+            "{% generation %} in a copy of the template, and name that in sft.chat_template (or "
+            "preferences.chat_template), or learn the last answer only (sft.learn=last)"
         )
     return len(asked), len(answered)
 

@@ -82,8 +82,11 @@ class ChatTemplate:
         return Rendered(text, spans[0] if spans else [])
 
 
-def chat_template(tokenizer: Path, wanted: str | None) -> ChatTemplate:
+def chat_template(tokenizer: Path, wanted: str | None, key: str = "sft.chat_template") -> ChatTemplate:
     """The template `wanted` (a name of ours or a file) for the tokenizer in a folder; without a wish its own.
+
+    Args:
+        key: of the config, that said so.
 
     Raises:
         InputError: there is no such template, or it is none.
@@ -101,8 +104,8 @@ def chat_template(tokenizer: Path, wanted: str | None) -> ChatTemplate:
         source = Path(wanted).read_text()
     except (OSError, UnicodeDecodeError) as error:
         message = f"is none of {', '.join(OURS)}, and no file that can be read: {error}"
-        raise InputError([Problem("sft.chat_template", wanted, message)]) from None
-    return _checked("sft.chat_template", ChatTemplate(wanted, source, tokens))
+        raise InputError([Problem(key, wanted, message)]) from None
+    return _checked(key, ChatTemplate(wanted, source, tokens))
 
 
 def _checked(key: str, template: ChatTemplate) -> ChatTemplate:
