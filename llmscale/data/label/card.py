@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from llmscale import __version__
+import llmscale
 from llmscale.data.label.agreement import CLASSES, agreement, longer_chosen, position
 from llmscale.data.label.options import LabelConfig
 from llmscale.data.label.pairs import Pair
@@ -26,7 +26,7 @@ def card(
     ]
     verdicts = [verdict for _, outcome in outcomes for verdict in outcome.verdicts]
     return {
-        "llmscale": __version__,
+        "llmscale": llmscale.__version__,
         "counts": dict(counts),
         "agreement": asdict(agreement(labelled)) if labelled else None,
         "position": asdict(position(outcome for _, outcome in outcomes)),
