@@ -78,8 +78,8 @@ def ask_all(
     """
     unique = {one.key: one for one in questions}
     missing = [one for key, one in unique.items() if key not in answers]
-    asking = _Asking(respondent, answers, purpose, stop)
-    asking.on_answers = lambda: on_answers(len(unique) - len(missing) + asking.settled, len(unique))
+    asking = _Asking(respondent, answers, purpose, stop, len(unique) - len(missing))
+    asking.on_answers = lambda: on_answers(asking.settled, len(unique))
     asking.on_answers()
     if missing:
         budget = Budget(section.limits, section.max_tokens, *answers.spent(purpose))
@@ -89,19 +89,28 @@ def ask_all(
 
 
 class _Asking:
-    """The questions that are under way."""
+    """The questions that are under way.
 
-    def __init__(self, respondent: Respondent, answers: Answers, purpose: str, stop: threading.Event) -> None:
+    Args:
+        answered: those that had their answer before.
+    """
+
+    def __init__(
+        self, respondent: Respondent, answers: Answers, purpose: str, stop: threading.Event, answered: int
+    ) -> None:
         self.refused: dict[str, str] = {}
-        self.settled = 0
         self.on_answers: Callable[[], None] = lambda: None
         self._respondent = respondent
         self._answers = answers
         self._purpose = purpose
         self._stop = stop
-        self._answered = 0
+        self._answered = answered
         self._under_way: dict[Future[list[Answer | Refused]], list[Question]] = {}
         self._end: Unfinished | RespondentFailed | None = None
+
+    @property
+    def settled(self) -> int:
+        return self._answered + len(self.refused)
 
     def run(self, questions: Iterator[Question], budget: Budget, threads: ThreadPoolExecutor) -> None:
         """
@@ -156,7 +165,6 @@ class _Asking:
         if kept:
             self._answers.add(self._purpose, kept)
         self._answered += len(kept)
-        self.settled = self._answered + len(self.refused)
         if self._answered == 0 and len(self.refused) >= ALL_REFUSED and self._end is None:
             message = next(iter(self.refused.values()))
             self._end = RespondentFailed(f"every one of {len(self.refused)} questions was refused: {message}")

@@ -25,8 +25,8 @@ from llmscale.data.label.verdict import spoken_at
 
 REFUSALS = (400, 413, 422)
 """What is wrong with one question: too long, or against the endpoint's rules."""
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
-"""What may go better in a while."""
+PASSING = (408, 409, 425, 429)
+"""What may go better in a while, as may every 5xx."""
 TOP_LOG_PROBABILITIES = 10
 CHARACTERS_A_TOKEN = 3
 """Of text in most languages, on the safe side; before the endpoint counts."""
@@ -104,7 +104,7 @@ class Endpoint:
 
     def _try(self, question: Question) -> Answer | Refused | _Failure:
         try:
-            return self._read(self._post(question))
+            return self._read(question, self._post(question))
         except urllib.error.HTTPError as error:
             return self._refused(error)
         except (OSError, http.client.HTTPException) as error:
@@ -119,7 +119,7 @@ class Endpoint:
         message = f"HTTP {error.code}: {self._words_of(error)}"
         if error.code in REFUSALS:
             return Refused(message)
-        if error.code in PASSING:
+        if error.code in PASSING or error.code >= 500:
             return _Failure(message, retry_after(error.headers.get("Retry-After")))
         raise RespondentFailed(f"{self._url}: {message}")
 
@@ -165,18 +165,21 @@ class Endpoint:
             body |= {"logprobs": True, "top_logprobs": TOP_LOG_PROBABILITIES}
         return body | section.extra
 
-    def _read(self, content: bytes) -> Answer | _Failure:
+    def _read(self, question: Question, content: bytes) -> Answer | _Failure:
         try:
             tree = json.loads(content)
             choice = tree["choices"][0]
-            text = choice["message"]["content"]
+            text = str(choice["message"]["content"] or "")
             usage = tree.get("usage") or {}
+            # Some do not count; a budget of tokens must hold all the same.
+            prompt_tokens = usage.get("prompt_tokens") or expected_tokens(question, 0)
+            answer_tokens = usage.get("completion_tokens") or len(text) // CHARACTERS_A_TOKEN
             return Answer(
-                "" if text is None else str(text),
+                text,
                 str(choice.get("finish_reason") or "stop"),
-                int(usage.get("prompt_tokens") or 0),
-                int(usage.get("completion_tokens") or 0),
-                self._alternatives(str(text or ""), choice.get("logprobs")),
+                int(prompt_tokens),
+                int(answer_tokens),
+                self._alternatives(text, choice.get("logprobs")),
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             return _Failure(f"an answer that is none: {error!r}")

@@ -14,7 +14,7 @@ from llmscale.data.label.answers import Answers, Question, question
 from llmscale.data.label.ask import OnAnswers, ask_all
 from llmscale.data.label.options import CandidatesSection, JudgeSection, LabelConfig
 from llmscale.data.label.pairs import Judged, Pair, UnusableRecord, as_text, pairs_of, read_record
-from llmscale.data.label.respondent import OpenRespondent
+from llmscale.data.label.respondent import OpenRespondent, Respondent
 from llmscale.data.label.results import Cost, LeftOut, Results
 from llmscale.data.label.template import BadTemplate, JudgeTemplate
 from llmscale.data.label.verdict import read_verdict, reconcile
@@ -43,13 +43,17 @@ def label(
     """
     judged, left_out = _read(config)
     with Answers(config.output / ANSWERS) as answers:
-        labeller = _Labeller(config, open_respondent, stop, answers, left_out)
-        if config.candidates is not None:
-            judged = labeller.sample(config.candidates, judged, progress.sampled)
-        pairs = labeller.pairs(judged)
-        labeller.judge(pairs, progress.judged)
+        # Both before either is asked: what is wrong with the judge must not wait for paid candidates.
+        words = config.judge.words if config.judge.log_probabilities else None
+        judge = open_respondent(config.judge, words)
+        sampler = open_respondent(config.candidates, None) if config.candidates else None
+        results = Results(left_out=left_out, judge=judge.identity)
+        labeller = _Labeller(config, results, stop, answers)
+        if sampler is not None:
+            judged = labeller.sample(sampler, judged, progress.sampled)
+        labeller.judge(judge, labeller.pairs(judged), progress.judged)
         costs = {purpose: Cost(*answers.spent(purpose)) for purpose in ("candidates", "judge")}
-    return replace(labeller.results, records=len(judged), costs=costs)
+    return replace(results, records=len(judged), costs=costs)
 
 
 def _read(config: LabelConfig) -> tuple[list[Judged], list[LeftOut]]:
@@ -82,22 +86,19 @@ class _Labeller:
     def __init__(
         self,
         config: LabelConfig,
-        open_respondent: OpenRespondent,
+        results: Results,
         stop: threading.Event,
         answers: Answers,
-        left_out: list[LeftOut],
     ) -> None:
-        self.results = Results(left_out=left_out)
+        self.results = results
         self._config = config
-        self._open = open_respondent
         self._stop = stop
         self._answers = answers
 
-    def sample(
-        self, section: CandidatesSection, judged: Sequence[Judged], on_answers: OnAnswers
-    ) -> list[Judged]:
+    def sample(self, sampler: Respondent, judged: Sequence[Judged], on_answers: OnAnswers) -> list[Judged]:
         """The records, those without answers with some of the model's."""
-        sampler = self._open(section, None)
+        section = self._config.candidates
+        assert section is not None
         self.results.sampler = sampler.identity
         asked = {
             one.line: [
@@ -139,10 +140,8 @@ class _Labeller:
             pairs += found
         return pairs
 
-    def judge(self, pairs: Sequence[Pair], on_answers: OnAnswers) -> None:
+    def judge(self, judge: Respondent, pairs: Sequence[Pair], on_answers: OnAnswers) -> None:
         section = self._config.judge
-        judge = self._open(section, section.words if section.log_probabilities else None)
-        self.results.judge = judge.identity
         asked: list[tuple[Pair, list[Question]]] = []
         for pair in pairs:
             try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +13,7 @@ from llmscale.data.records import Record
 
 SWAPPED: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
 
-NAMES = ("prompt", "chosen", "rejected", "responses", "scores")
+NAMES = ("prompt", "chosen", "rejected", "responses", "ranks")
 
 
 class UnusableRecord(ValueError):
@@ -28,8 +29,8 @@ class Judged:
     """As the record has it: a text or a list of messages."""
     responses: tuple[Any, ...]
     """As the record has them; empty: they are to be sampled."""
-    scores: tuple[float, ...] | None
-    """A human's, the higher the better; None: nobody has judged them."""
+    ranks: tuple[float, ...] | None
+    """A human's, the lowest is the best; None: nobody has judged them."""
 
     @property
     def prompt_text(self) -> str:
@@ -55,18 +56,18 @@ def read_record(line: int, record: Record, fields: Mapping[str, str]) -> Judged:
         UnusableRecord: it has no prompt, or answers that are none.
     """
     found = {name: record.get(fields.get(name, name)) for name in NAMES}
-    prompt, responses, scores = found["prompt"], found["responses"], found["scores"]
+    prompt, responses, ranks = found["prompt"], found["responses"], found["ranks"]
     if prompt is None:
         raise UnusableRecord("has no prompt; `fields` says what it is called")
     if responses is None and found["chosen"] is not None and found["rejected"] is not None:
-        responses, scores = [found["chosen"], found["rejected"]], [1, 0]
+        responses, ranks = [found["chosen"], found["rejected"]], [0, 1]
     if responses is None:
         responses = []
     if not isinstance(responses, list):
         raise UnusableRecord("responses is no list")
     for text in (prompt, *responses):
         as_text(text)
-    return Judged(line, prompt, tuple(responses), _scores(scores, len(responses)))
+    return Judged(line, prompt, tuple(responses), _ranks(ranks, len(responses)))
 
 
 def pairs_of(judged: Judged) -> Iterator[Pair]:
@@ -75,9 +76,9 @@ def pairs_of(judged: Judged) -> Iterator[Pair]:
         if as_text(one).strip() == as_text(other).strip():
             continue
         human: Winner | None = None
-        if judged.scores is not None:
-            difference = judged.scores[first] - judged.scores[second]
-            human = "tie" if difference == 0 else "a" if difference > 0 else "b"
+        if judged.ranks is not None:
+            difference = judged.ranks[first] - judged.ranks[second]
+            human = "tie" if difference == 0 else "a" if difference < 0 else "b"
         digests = [_digest(judged.prompt, answer) for answer in (one, other)]
         if digests[0] > digests[1]:
             one, other = other, one
@@ -104,15 +105,16 @@ def as_text(content: Any) -> str:
     return "\n\n".join(f"{message.get('role', 'user')}: {message['content']}" for message in content)
 
 
-def _scores(scores: Any, count: int) -> tuple[float, ...] | None:
-    if scores is None:
+def _ranks(ranks: Any, count: int) -> tuple[float, ...] | None:
+    if ranks is None:
         return None
-    numbers = isinstance(scores, list) and all(
-        isinstance(one, (int, float)) and not isinstance(one, bool) for one in scores
-    )
-    if not numbers or len(scores) != count:
-        raise UnusableRecord("scores is no list of numbers, one for each response")
-    return tuple(float(score) for score in scores)
+    if not isinstance(ranks, list) or len(ranks) != count or not all(map(_is_number, ranks)):
+        raise UnusableRecord("ranks is no list of numbers, one for each of responses")
+    return tuple(float(rank) for rank in ranks)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _digest(*parts: Any) -> str:

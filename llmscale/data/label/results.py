@@ -86,12 +86,12 @@ def _preference(pair: Pair, outcome: Outcome) -> dict[str, Any]:
 
 
 def _tie(pair: Pair, outcome: Outcome) -> dict[str, Any]:
-    """The first probability is that of the first answer being better."""
+    """The first probability is that of the first answer being better. The ranks keep anybody who trains on
+    the file from taking the first answer for the best."""
     probability = round(outcome.probability_a, 6)
-    line = {"prompt": pair.prompt, "responses": [pair.a, pair.b]}
+    line = {"prompt": pair.prompt, "responses": [pair.a, pair.b], "ranks": [1, 1]}
     line |= {"probabilities": [probability, round(1 - probability, 6)], "orders": outcome.by_order}
-    scores = {"a": [1, 0], "b": [0, 1], "tie": [0, 0]}
-    human = {} if pair.human is None else {"scores": scores[pair.human]}
+    human = {} if pair.human is None else {"human": pair.human}
     return {**line, "record": pair.line, **human}
 
 

@@ -17,6 +17,13 @@ from llmscale.commands.data import app
 from llmscale.config.problems import InputError
 from tests.data.label.fake_endpoint import FakeEndpoint, serving
 
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is on this machine, whatever stands between it and others."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 TEMPLATE = "{{ constitution | join(' ') }}\nQ: {{ prompt }}\n[A] {{ first }}\n[B] {{ second }}"
 
 
@@ -196,6 +203,26 @@ def test_a_refused_question_is_left_out(tmp_path: Path) -> None:
         label(write_config(tmp_path, server.url, records(4), limits={"concurrency": 1}))
     assert len(lines(tmp_path / "out" / "preferences.jsonl")) == 3
     assert [line["record"] for line in lines(tmp_path / "out" / "left_out.jsonl")] == [2]
+
+
+def test_what_is_refused_again_does_not_keep_the_command_from_its_end(tmp_path: Path) -> None:
+    refused = range(2, 8)
+    with serving(FakeEndpoint(longer, lambda number: "400" if number in refused else None)) as server:
+        config = write_config(tmp_path, server.url, records(4), limits={"concurrency": 1})
+        label(config)
+        server.faults = lambda _: "422"
+        label(config)
+    assert len(server.bodies) == 8 + 6
+    assert len(lines(tmp_path / "out" / "left_out.jsonl")) == 3
+
+
+def test_a_wrong_judge_is_told_before_candidates_are_paid_for(tmp_path: Path) -> None:
+    with serving(FakeEndpoint(longer)) as server:
+        candidates = {"endpoint": server.url, "name": "writer"}
+        config = write_config(tmp_path, server.url, [{"prompt": "x"}], candidates=candidates)
+        with pytest.raises(InputError, match="no such run or checkpoint"):
+            label(config, "judge.endpoint=null", "judge.model=nowhere")
+    assert server.bodies == []
 
 
 def test_when_all_are_refused_the_command_ends(tmp_path: Path) -> None:

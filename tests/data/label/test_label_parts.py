@@ -124,7 +124,7 @@ def test_the_sides_of_a_pair_do_not_follow_the_human() -> None:
 
 
 def test_every_two_responses_are_a_pair() -> None:
-    record = {"question": "p", "responses": ["x", "y", "x ", "z"], "scores": [3, 1, 3, 1]}
+    record = {"question": "p", "responses": ["x", "y", "x ", "z"], "ranks": [1, 2, 1, 2]}
     pairs = list(pairs_of(read_record(7, record, {"prompt": "question"})))
     assert len(pairs) == 5 and sum(pair.human == "tie" for pair in pairs) == 1
     for pair in pairs:
@@ -138,7 +138,7 @@ def test_every_two_responses_are_a_pair() -> None:
         ({"text": "x"}, "has no prompt"),
         ({"prompt": "p", "responses": "x"}, "no list"),
         ({"prompt": "p", "responses": ["x", 3]}, "texts or lists of messages"),
-        ({"prompt": "p", "responses": ["x", "y"], "scores": [1]}, "one for each"),
+        ({"prompt": "p", "responses": ["x", "y"], "ranks": [1]}, "one for each"),
         ({"prompt": [{"role": "user"}], "chosen": "x", "rejected": "y"}, "content is no text"),
     ],
 )
