@@ -42,7 +42,8 @@ class Objective(ABC):
         """`loss_sum` and `sums`; for an objective that finds both on the way."""
         loss = self.loss_sum(model, output, batch)
         with torch.no_grad():
-            return loss, self.sums(model, output, batch)
+            sums = self.sums(model, output, batch)
+        return loss, sums
 
     @property
     def ahead_count(self) -> int:

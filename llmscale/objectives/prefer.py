@@ -67,7 +67,8 @@ class Preference(Objective):
         sft_G = -pairs.per_token.policy_chosen_G
         loss = ((losses.loss_G + self.options.sft_weight * sft_G) * places.weight_G).sum()
         with torch.no_grad():
-            return loss, _figures(pairs, losses, sft_G) @ places.weight_G
+            figures = _figures(pairs, losses, sft_G) @ places.weight_G
+        return loss, figures
 
     def _reference(self, batch: Batch, policy_BL: Tensor) -> Tensor:
         """

@@ -92,7 +92,8 @@ class UnpairedPreference(Objective):
             sides = (columns @ is_good_G.double(), columns @ (~is_good_G).double())
             mismatched_G = (policy_BL - batch.reference_BL)[role_BL == 1]
             rest = (is_right_G.sum(), mismatched_G.sum(), torch.ones_like(mismatched_G).sum())
-            return losses.loss_G.sum(), torch.cat((*sides, torch.stack(rest).double()))
+            figures = torch.cat((*sides, torch.stack(rest).double()))
+        return losses.loss_G.sum(), figures
 
     def metrics(self, sums: Sequence[float]) -> Mapping[str, JsonValue]:
         """The names of `Preference`: chosen answers are the good ones, rejected ones the bad; None where

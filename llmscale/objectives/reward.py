@@ -73,7 +73,7 @@ class ComparedReward(Reward):
             columns = (torch.ones_like(chosen_G), chosen_G, rejected_G, is_right_G)
             figures = torch.stack([column.double() for column in columns]) @ places.weight_G
             bins = calibration_sums(difference_G, torch.ones_like(is_right_G), places.weight_G)
-            return (loss_G * places.weight_G).sum(), torch.cat((figures, bins))
+        return (loss_G * places.weight_G).sum(), torch.cat((figures, bins))
 
     def metrics(self, sums: Sequence[float]) -> Mapping[str, JsonValue]:
         """Means over the groups: `accuracy`, `margin`, `chosen_score`, `rejected_score`; and the calibration
@@ -110,7 +110,7 @@ class OutcomeReward(Reward):
             columns = (right_D, right_D * score_D, 1 - right_D, (1 - right_D) * score_D, told_D)
             bins = calibration_sums(score_D, is_right_D, torch.ones_like(right_D))
             figures = torch.stack([column.sum() for column in columns])
-            return (loss_D * weight_D).sum(), torch.cat((figures, bins))
+        return (loss_D * weight_D).sum(), torch.cat((figures, bins))
 
     def metrics(self, sums: Sequence[float]) -> Mapping[str, JsonValue]:
         """Means over the answers, with the names of `ComparedReward`: `chosen_score` is that of the right

@@ -155,6 +155,12 @@ def dpo_by_hand(logits_SBV: Tensor, batch: Batch, beta: float, sft_weight: float
     return total
 
 
+def assert_same_gradient(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.grad is not None and theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-12, rtol=1e-10)
+    assert ours.grad.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("sft_weight", [0.0, 0.3])
 def test_loss_and_gradient_of_packed_rows(sft_weight: float) -> None:
     batch = batch_of_preferences()
@@ -166,9 +172,7 @@ def test_loss_and_gradient_of_packed_rows(sft_weight: float) -> None:
     assert objective.count(batch) == 3
     loss.backward()
     expected.backward()
-    assert ours.grad is not None and theirs.grad is not None
-    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-12, rtol=1e-10)
-    assert ours.grad.abs().max() > 1e-3
+    assert_same_gradient(ours, theirs)
 
 
 def test_figures_of_preferences() -> None:
@@ -237,11 +241,14 @@ def test_a_missing_reference_is_told() -> None:
 def test_rows_that_only_fill_count_nothing(objective: Any) -> None:
     batch = batch_of([empty_row(LENGTH), empty_row(LENGTH)])
     outputs = 1 if isinstance(objective, ComparedReward | OutcomeReward) else VOCABULARY
-    loss, sums = objective.loss_and_sums(MODEL, torch.randn(LENGTH, 2, outputs), batch)
+    output = torch.randn(LENGTH, 2, outputs, requires_grad=True)
+    loss, sums = objective.loss_and_sums(MODEL, output * 1.0, batch)
     assert objective.count(batch) == 0 and loss.item() == 0
     assert sums.tolist() == [0.0] * objective.sum_count
     figures = objective.metrics(sums.tolist()).values()
     assert all(math.isfinite(value) for value in figures if isinstance(value, float))
+    loss.backward()
+    assert output.grad is not None and not output.grad.any()
 
 
 def unpaired_batch() -> Batch:
@@ -269,7 +276,8 @@ def test_unpaired_answers() -> None:
     assert ahead.tolist() == pytest.approx([ratios[1] + ratios[3], 2.0])
     objective.begin([8.0, 4.0])
     assert objective.kl == 2.0
-    loss, sums = objective.loss_and_sums(MODEL, logits_SBV.clone(), batch)
+    ours, theirs = logits_SBV.clone().requires_grad_(), logits_SBV.clone().requires_grad_()
+    loss, sums = objective.loss_and_sums(MODEL, ours * 1.0, batch)
     good, bad = (1 / (1 + math.exp(-0.2 * gain)) for gain in (ratios[0] - 2.0, 2.0 - ratios[2]))
     assert loss.item() == pytest.approx(1.5 * (1 - good) + (1 - bad))
     assert objective.count(batch) == 2
@@ -279,6 +287,13 @@ def test_unpaired_answers() -> None:
     assert found["margin"] == pytest.approx(0.2 * (ratios[0] - ratios[2]))
     assert found["kl"] == pytest.approx(max(0.0, (ratios[1] + ratios[3]) / 2))
     assert found["accuracy"] == ((ratios[0] > 2.0) + (ratios[2] <= 2.0)) / 2
+    answers = one_by_one(theirs, batch)
+    gains = [
+        sign * (answers[0, place] - batch.reference_BL[0, place] - 2.0) for place, sign in ((0, 1), (2, -1))
+    ]
+    (1.5 * torch.sigmoid(-0.2 * gains[0]) + torch.sigmoid(-0.2 * gains[1])).backward()
+    loss.backward()
+    assert_same_gradient(ours, theirs)
 
 
 def test_unpaired_answers_of_one_kind_have_no_margin() -> None:
@@ -322,6 +337,9 @@ def test_compared_rewards(margin: bool) -> None:
     assert found["margin"] == pytest.approx(sum(one * weight for one, weight in differences) / 3)
     assert found["accuracy"] == pytest.approx(sum((one > 0) * weight for one, weight in differences) / 3)
     assert 0.0 < found["accuracy"] < 1.0  # pyright: ignore[reportOperatorIssue]
+    torch.autograd.gradcheck(
+        lambda output: objective.loss_sum(MODEL, output, batch), scores_SBL.requires_grad_()
+    )
 
 
 def test_outcomes() -> None:
@@ -343,6 +361,9 @@ def test_outcomes() -> None:
     found = objective.metrics(sums.tolist())
     assert found["accuracy"] == pytest.approx(sum((scores[p] > 0) == bool(r) for p, r in right.items()) / 7)
     assert found["chosen_score"] == pytest.approx((scores[0, 0] + scores[0, 2]) / 2)
+    torch.autograd.gradcheck(
+        lambda output: objective.loss_sum(MODEL, output, labelled), scores_SBL.requires_grad_()
+    )
 
 
 def test_marks_that_are_not_one_a_document_are_refused() -> None:
