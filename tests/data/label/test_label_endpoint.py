@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from llmscale.commands.data import app
 from llmscale.config.problems import InputError
+from llmscale.data.preferences.records import read_answers
 from tests.data.label.fake_endpoint import FakeEndpoint, serving
 
 
@@ -86,6 +87,8 @@ def test_pairs_are_judged_in_both_orders(tmp_path: Path) -> None:
         assert line["prompt"] == f"question {number}"
         assert (line["chosen"], line["rejected"]) == (f"a long answer to {number}", f"short {number}")
         assert line["human"] == ("rejected" if number % 4 == 3 else "chosen")
+        trained_on = read_answers(line, {}, with_margin=False).answers
+        assert [answer.said for answer in trained_on] == [line["chosen"], line["rejected"]]
     assert (tmp_path / "out" / "ties.jsonl").read_text() == ""
     found = card(tmp_path)
     assert found["agreement"]["accuracy"] == 0.75 and found["position"]["first_chosen"] == 0.5
@@ -100,6 +103,7 @@ def test_a_judge_that_looks_at_places_makes_ties(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "preferences.jsonl").read_text() == ""
     ties = lines(tmp_path / "out" / "ties.jsonl")
     assert len(ties) == 6 and all(tie["probabilities"] == [0.5, 0.5] for tie in ties)
+    assert all(len(read_answers(tie, {}, with_margin=False).answers) == 1 for tie in ties), "none is the best"
     found = card(tmp_path)
     assert found["position"] | {"verdicts": 0} == {
         "verdicts": 0, "first_chosen": 1.0, "consistent": 0.0, "always_first": 6, "always_second": 0,
