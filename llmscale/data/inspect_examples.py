@@ -1,4 +1,4 @@
-"""A look at what a run of `sft` or `classify` would train on: figures, doubts, and samples token by token."""
+"""A look at what a run on records would train on: figures, doubts, and samples token by token."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +13,10 @@ from llmscale.data.chat.encode import ChatEncoder
 from llmscale.data.chat.suspicions import Suspicions
 from llmscale.data.corpus import documents_of_split, entries_of_split
 from llmscale.data.encoding import REASONS, LeftOut, RecordEncoder, record_encoder
-from llmscale.data.examples import Example
+from llmscale.data.examples import Document, Example
 from llmscale.data.pack import packed
+from llmscale.data.preferences.encode import PreferenceEncoder
+from llmscale.data.preferences.figures import Figures
 from llmscale.data.prepare import Counts, outcomes
 from llmscale.data.records import Unreadable, record_source
 from llmscale.data.sources import BadText
@@ -34,9 +36,19 @@ class ShownToken:
 
 
 @dataclass(frozen=True)
+class ShownText:
+    """A text of a sample: of a comparison one an answer."""
+
+    tokens: list[ShownToken]
+    title: str = ""
+    rejected: bool = False
+    """What is learned of it is the worse answer, or a wrong one."""
+
+
+@dataclass(frozen=True)
 class Sample:
     title: str
-    tokens: list[ShownToken]
+    texts: list[ShownText]
 
 
 @dataclass
@@ -48,6 +60,8 @@ class Inspection:
     """Histogram: range of tokens, examples."""
     suspicious: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    compares: bool = False
+    """Answers, some of which are better than others."""
 
 
 @dataclass
@@ -56,6 +70,9 @@ class _Split:
 
     counts: Counts = field(default_factory=Counts)
     lengths: list[int] = field(default_factory=list)
+    used: list[int] = field(default_factory=list)
+    """Tokens of a row that each example takes."""
+    figures: Figures = field(default_factory=Figures)
     hashes: list[int] = field(default_factory=list)
 
 
@@ -72,7 +89,8 @@ def inspect_config(config: Config, samples: int) -> Inspection:
         message = "trains on corpora; name one of them in place of the config, with --tokenizer"
         raise InputError([Problem("task", config.task, message)])
     encoder = record_encoder(config)
-    suspicions = Suspicions(encoder, config.tokenizer.path) if isinstance(encoder, ChatEncoder) else None
+    chat = _chat_of(encoder)
+    suspicions = Suspicions(chat, config.tokenizer.path) if chat is not None else None
     train, validation = _Split(), _Split()
     kept = _Spread(samples)
     for line, found in _read(config, encoder, "train", train, suspicions):
@@ -84,8 +102,41 @@ def inspect_config(config: Config, samples: int) -> Inspection:
         _facts(config, encoder, train, validation),
         _histogram(train.lengths),
         [*_doubts(train, validation), *(suspicions.found() if suspicions is not None else [])],
-        [Sample(title, shown_tokens(example, tokenizer)) for title, example in kept.examples],
+        [Sample(title, _shown_texts(example, tokenizer)) for title, example in kept.examples],
+        compares=isinstance(encoder, PreferenceEncoder),
     )
+
+
+def _chat_of(encoder: RecordEncoder) -> ChatEncoder | None:
+    """What tells answers from the rest, where something does."""
+    if isinstance(encoder, PreferenceEncoder):
+        return encoder.chat
+    return encoder if isinstance(encoder, ChatEncoder) else None
+
+
+def _shown_texts(example: Example, tokenizer: Tokenizer) -> list[ShownText]:
+    if not example.documents:
+        return [ShownText(shown_tokens(example, tokenizer))]
+    starts = np.cumsum([0, *example.lengths])
+    parts = [Example(example.tokens[a:b], example.learned[a:b]) for a, b in zip(starts, starts[1:])]
+    return [
+        ShownText(
+            shown_tokens(part, tokenizer),
+            _title(document, example),
+            rejected=document.role > 0 if example.target is None else not example.target,
+        )
+        for part, document in zip(parts, example.documents)
+    ]
+
+
+def _title(document: Document, example: Example) -> str:
+    if example.target is not None:
+        return f"label: {str(example.target > 0).lower()}"
+    if document.role == 0:
+        return "chosen"
+    ranked = max(one.role for one in example.documents) > 1
+    margin = f", {document.margin:g} worse" if document.margin else ""
+    return f"rejected{f' (rank {document.role + 1})' if ranked else ''}{margin}"
 
 
 def shown_tokens(example: Example, tokenizer: Tokenizer) -> list[ShownToken]:
@@ -127,6 +178,7 @@ class _Spread:
 def _read(
     config: Config, encoder: RecordEncoder, split: str, into: _Split, suspicions: Suspicions | None
 ) -> Iterator[tuple[str, Example]]:
+    """Examples as a reader sees them."""
     section = "validation" if split == "validation" and config.data.validation else "train"
     for place, entry in enumerate(entries_of_split(config.data, split)):
         try:
@@ -136,11 +188,16 @@ def _read(
                 into.counts.add(line, outcome)
                 if isinstance(outcome, LeftOut) or isinstance(record, Unreadable):
                     continue
-                into.lengths.append(len(outcome.example.tokens))
-                into.hashes.append(hash(outcome.example.tokens.tobytes()))
-                if suspicions is not None:
-                    suspicions.look(line, record, entry.fields, outcome.example)
-                yield f"{entry.path.name}, line {line:,}", outcome.example
+                example, shown = outcome.example, outcome.visible
+                before = config.peft.placeholders - 1  # the last token of each is a label only
+                into.lengths.append(len(shown.tokens))
+                into.used.append(len(example.tokens) + before * len(example.lengths))
+                into.hashes.append(hash(example.tokens.tobytes()))
+                if isinstance(encoder, PreferenceEncoder):
+                    into.figures.add(shown)
+                if suspicions is not None and isinstance(encoder, ChatEncoder | PreferenceEncoder):
+                    suspicions.look(line, encoder.contents(record, entry.fields), shown)
+                yield f"{entry.path.name}, line {line:,}", shown
         except BadText as error:
             raise InputError([Problem(f"data.{section}.{place}.path", entry.path, str(error))]) from None
 
@@ -150,8 +207,11 @@ def _facts(
 ) -> list[tuple[str, str]]:
     counts = train.counts
     facts = [("task", config.task)]
+    chat = _chat_of(encoder)
+    if chat is not None:
+        facts.append(("chat template", chat.template.name))
     if isinstance(encoder, ChatEncoder):
-        facts += [("chat template", encoder.template.name), ("learned", config.sft.learn)]
+        facts.append(("learned", config.sft.learn))
     facts += [
         ("records", f"{counts.records:,} to train on, {validation.counts.records:,} to validate on"),
         ("examples", f"{counts.examples:,} to train on, {validation.counts.examples:,} to validate on"),
@@ -165,18 +225,17 @@ def _facts(
         facts += [
             ("tokens", f"{counts.tokens:,}, of them learned {counts.learned / counts.tokens:.1%}"),
             ("length", f"median {np.median(lengths):,.0f}, longest {lengths.max():,} tokens"),
-            ("filled", _filled(config, lengths)),
+            ("filled", _filled(config, np.array(train.used))),
         ]
-    return facts
+    return [*facts, *train.figures.facts()]
 
 
 def _with_lines(counts: Counts, reason: str) -> str:
     return f"{counts.left_out[reason]:,}, such as {counts.lines[reason][0]}"
 
 
-def _filled(config: Config, lengths: np.ndarray) -> str:
+def _filled(config: Config, used: np.ndarray) -> str:
     row = config.train.sequence_length
-    used = np.minimum(lengths - 1 + config.peft.placeholders, row)
     alone = f"{used.sum() / (row * len(used)):.1%} of rows of one example"
     if not config.packing:
         return alone
@@ -210,6 +269,8 @@ def _doubts(train: _Split, validation: _Split) -> Iterator[str]:
     both = sum(one in known for one in validation.hashes)
     if both:
         yield f"{both:,} of {len(validation.hashes):,} validation examples are training examples too"
+    yield from train.figures.doubts()
+    yield from train.figures.shared_prompts(validation.figures)
     for note, times in counts.notes.items():
         if times > counts.examples / 100:
             yield f"{note}: {times:,} of {counts.examples:,} examples"

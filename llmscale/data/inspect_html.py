@@ -2,7 +2,7 @@
 
 from html import escape
 
-from llmscale.data.inspect_examples import Inspection, Sample, ShownToken
+from llmscale.data.inspect_examples import Inspection, Sample, ShownText, ShownToken
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -14,6 +14,7 @@ td { padding: .1rem 1rem .1rem 0; vertical-align: top; }
   border: 1px solid light-dark(#ccc, #555); border-radius: 6px; padding: .7rem; }
 .sample span { border-radius: 3px; box-shadow: inset 0 0 0 1px light-dark(#0002, #fff2); }
 .learned { background: light-dark(#c4ecc9, #1e5b2c); }
+.rejected { background: light-dark(#f6c9c4, #6f231c); }
 .read { color: light-dark(#666, #aaa); }
 .special { font-weight: bold; text-decoration: underline dotted; }
 .sample span:empty { padding: 0 .12rem; }
@@ -34,12 +35,18 @@ def inspection_page(title: str, found: Inspection) -> str:
             f"<h1>{escape(title)}</h1><table>{facts}</table>",
             f"<h2>Suspicious</h2><ul class=suspicious>{doubts}</ul>",
             f"<h2>Lengths in tokens</h2><table>{_bars(found)}</table>",
-            '<h2>Samples</h2><p><span class="learned">learned</span> <span class="read">only read</span> '
-            '<span class="special">special token</span></p>',
+            f"<h2>Samples</h2><p>{_legend(found)}</p>",
             *(_sample(sample) for sample in found.samples),
             "</body></html>\n",
         ]
     )
+
+
+def _legend(found: Inspection) -> str:
+    kinds = [("learned", "learned"), ("read", "only read"), ("special", "special token")]
+    if found.compares:
+        kinds[:1] = [("learned", "better, or right"), ("rejected", "worse, or wrong")]
+    return " ".join(f'<span class="{kind}">{said}</span>' for kind, said in kinds)
 
 
 def _bars(found: Inspection) -> str:
@@ -52,12 +59,17 @@ def _bars(found: Inspection) -> str:
 
 
 def _sample(sample: Sample) -> str:
-    tokens = "".join(_token(token) for token in sample.tokens)
-    return f"<h3>{escape(sample.title)}</h3><div class=sample>{tokens}</div>"
+    return f"<h3>{escape(sample.title)}</h3>" + "".join(map(_text, sample.texts))
 
 
-def _token(token: ShownToken) -> str:
-    kind = "learned" if token.learned else "read"
+def _text(shown: ShownText) -> str:
+    title = f"<p>{escape(shown.title)}</p>" if shown.title else ""
+    learned = "rejected" if shown.rejected else "learned"
+    tokens = "".join(_token(token, learned if token.learned else "read") for token in shown.tokens)
+    return f"{title}<div class=sample>{tokens}</div>"
+
+
+def _token(token: ShownToken, kind: str) -> str:
     text = escape(token.text).replace("\n", "↵\n")
     kind = f'"{kind} special"' if token.special else kind
     return f'<span class={kind} title="{token.id}">{text}</span>'

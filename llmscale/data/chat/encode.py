@@ -103,6 +103,14 @@ class ChatEncoder:
         encodings = iter(self._tokenise([one.spelled for one in found if isinstance(one, _Learnable)]))
         return [self._outcome(one, next(encodings)) if isinstance(one, _Learnable) else one for one in found]
 
+    def contents(self, record: Record, fields: Mapping[str, str]) -> list[Content]:
+        """What the record holds.
+
+        Raises:
+            BadRecord: nothing that can be used.
+        """
+        return [read_record(record, fields)]
+
     def answered(self, asked: Sequence[tuple[Content, int]]) -> list[Answered | LeftOut]:
         """Prompts with their answers, whole.
 

@@ -1,15 +1,16 @@
 """What is odd about conversations: nothing that must be wrong, all of it worth a look."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmscale.data.chat.conversation import BadRecord, Completion, Conversation, read_record
-from llmscale.data.chat.encode import ChatEncoder
+import numpy as np
+
+from llmscale.data.chat.conversation import BadRecord, Completion, Conversation
+from llmscale.data.chat.encode import ChatEncoder, Content
 from llmscale.data.chat.spell import says_something
 from llmscale.data.examples import Example
-from llmscale.data.records import Record
 from llmscale.data.tokenizer import open_encoder, special_token_ids
 
 TURN_MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|\[/?[A-Z_]{3,20}\]|<(?:start|end)_of_turn>")
@@ -30,8 +31,16 @@ class Suspicions:
         self._counts: dict[str, int] = {}
         self._first: dict[str, int] = {}
 
-    def look(self, line: int, record: Record, fields: Mapping[str, str], example: Example) -> None:
-        for what in self._odd(record, fields, example):
+    def look(self, line: int, contents: Sequence[Content], example: Example) -> None:
+        """
+        Args:
+            contents: that the record in `line` holds.
+            example: what became of it.
+        """
+        odd = [what for content in contents for what in self._odd(content)]
+        ends = np.cumsum(example.lengths)
+        parts = np.split(example.tokens, ends[:-1])
+        for what in dict.fromkeys([*odd, *(what for tokens in parts for what in self._odd_tokens(tokens))]):
             self._counts[what] = self._counts.get(what, 0) + 1
             self._first.setdefault(what, line)
 
@@ -42,8 +51,7 @@ class Suspicions:
         ]
         return [*self._unknown_marks(), *told]
 
-    def _odd(self, record: Record, fields: Mapping[str, str], example: Example) -> Iterator[str]:
-        content = read_record(record, fields)
+    def _odd(self, content: Content) -> Iterator[str]:
         if isinstance(content, Conversation):
             for name in sorted(
                 {name for text in _texts(content.messages) for name in self._special.findall(text)}
@@ -56,10 +64,12 @@ class Suspicions:
             around = content.prompt[-1:] + content.completion[:1]
             if content.prompt and not any(character.isspace() for character in around):
                 yield "no white space is between prompt and completion"
-        begin = example.tokens[:2].tolist()
+
+    def _odd_tokens(self, tokens: np.ndarray) -> Iterator[str]:
+        begin = tokens[:2].tolist()
         if self._bos is not None and begin == [self._bos, self._bos]:
             yield "BOS is there twice"
-        if int(example.tokens[-1]) not in self._encoder.stops:
+        if int(tokens[-1]) not in self._encoder.stops:
             yield "does not end with EOS, because it was cut"
 
     def _unknown_marks(self) -> Iterator[str]:

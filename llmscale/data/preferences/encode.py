@@ -15,7 +15,7 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.config.tuning import SftSection
 from llmscale.data.chat.conversation import BadRecord, Message
-from llmscale.data.chat.encode import ACROSS, Answered, ChatEncoder
+from llmscale.data.chat.encode import ACROSS, Answered, ChatEncoder, Content
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.examples import Document, Example
 from llmscale.data.preferences.records import Answer, Answers, read_answers, read_judged
@@ -73,15 +73,25 @@ class PreferenceEncoder:
         groups = iter(self._groups([one for one in found if isinstance(one, Answers)]))
         return [self._outcome(one, next(groups)) if isinstance(one, Answers) else one for one in found]
 
+    def contents(self, record: Record, fields: Mapping[str, str]) -> list[Content]:
+        """The prompt with each of the answers.
+
+        Raises:
+            BadRecord: nothing that can be used.
+        """
+        return [content for content, _ in self._answers(record, fields).contents()]
+
     def _read(self, record: Record, fields: Mapping[str, str]) -> Answers | LeftOut:
         try:
-            if self.judges_alone:
-                answers = read_judged(record, fields)
-            else:
-                answers = read_answers(record, fields, self.with_margin)
+            answers = self._answers(record, fields)
         except BadRecord as error:
             return LeftOut("bad", str(error))
         return LeftOut("empty", "an answer says nothing") if answers.is_empty else answers
+
+    def _answers(self, record: Record, fields: Mapping[str, str]) -> Answers:
+        if self.judges_alone:
+            return read_judged(record, fields)
+        return read_answers(record, fields, self.with_margin)
 
     def _groups(self, read: Sequence[Answers]) -> list[_Group | LeftOut]:
         """All of them are tokenised together."""
