@@ -169,7 +169,7 @@ FIRST = {
     "hinge": 1.0,
     "simpo": None,
     "orpo": None,
-    "kto": None,
+    "kto": 0.5,
 }
 
 
@@ -180,6 +180,12 @@ def test_loss_of_the_reference_itself(loss: str, label_smoothing: float) -> None
     expected = FIRST[loss]
     found = first_loss(DpoSection.model_validate(tree))
     assert found == (None if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+def test_first_loss_of_weighted_answers_is_not_known_beforehand() -> None:
+    weighted = DpoSection(loss="kto", desirable_weight=1.5)
+    assert first_loss(weighted) is None
+    assert first_loss(weighted.model_copy(update={"undesirable_weight": 1.5})) == 0.75
 
 
 def test_a_certain_answer_has_finite_odds() -> None:

@@ -7,6 +7,7 @@ import torch
 from llmscale.config.preferences import DpoSection
 from llmscale.objectives.preference.hinge import hinge
 from llmscale.objectives.preference.ipo import ipo
+from llmscale.objectives.preference.kto import kto
 from llmscale.objectives.preference.orpo import orpo
 from llmscale.objectives.preference.pair import PairLogProbabilities, PairLosses
 from llmscale.objectives.preference.robust import robust
@@ -30,9 +31,15 @@ def losses_of_pairs(pairs: PairLogProbabilities, options: DpoSection) -> PairLos
 
 
 def first_loss(options: DpoSection) -> float | None:
-    """The loss of a policy that is its reference, the same of all pairs, less the term of fine-tuning. None
-    where it is not known beforehand: there is no reference, or (kto) it depends on the answers' labels."""
-    if not options.has_reference or options.loss not in LOSSES_OF_PAIRS:
+    """The loss of a policy that is its reference, less the term of fine-tuning. None where there is no
+    reference, or where it depends on the answers: of kto, whose two kinds have weights of their own."""
+    if not options.has_reference:
         return None
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    return losses_of_pairs(PairLogProbabilities(zero, zero, zero, zero, one, one), options).loss_G.item()
+    if options.loss in LOSSES_OF_PAIRS:
+        return losses_of_pairs(PairLogProbabilities(zero, zero, zero, zero, one, one), options).loss_G.item()
+    weights = options.desirable_weight, options.undesirable_weight
+    good, bad = (
+        kto(zero, zero, is_good, 0.0, options.beta, *weights).loss_G for is_good in (one > 0, zero > 0)
+    )
+    return good.item() if torch.equal(good, bad) else None
