@@ -1,5 +1,6 @@
 """Records of preferences as groups of documents: which tokens are the answer's, what is cut and left out."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 from llmscale.config.schema import Config
 from llmscale.data.chat.template import TEMPLATES
+from llmscale.data.checks import check_data
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.examples import Example
 from llmscale.data.preferences.encode import TRUNCATED, TWICE, PreferenceEncoder, record_encoder
@@ -21,6 +23,7 @@ from tests.data.conversations import answers, contents, conversations, pieces, r
 
 some = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 said = contents.map(lambda text: f"{text}!")
+GOOD = {"prompt": "a", "chosen": " b", "rejected": " c"}
 QUESTION = {"role": "user", "content": "How many?"}
 
 
@@ -123,6 +126,7 @@ def test_texts_are_tokenised_with_their_prompt(chat_folder: Path) -> None:
 
 def test_bos_stands_before_each_document(bos_folder: Path) -> None:
     bos = open_encoder(bos_folder).token_to_id("<s>")
+    assert bos is not None
     for record in (
         {"prompt": "a", "chosen": " b", "rejected": " c"},
         {"prompt": [QUESTION], "chosen": "b", "rejected": "c"},
@@ -143,7 +147,11 @@ def test_a_reward_is_told_after_the_last_token(chat_folder: Path) -> None:
 
 def test_answers_judged_alone(chat_folder: Path) -> None:
     record = {"prompt": "a", "completion": " b", "label": False}
-    for sections in ({"dpo": {"loss": "kto"}}, {"task": "reward", "reward": {"loss": "outcome"}}):
+    alone: list[dict[str, Any]] = [
+        {"dpo": {"loss": "kto"}},
+        {"task": "reward", "reward": {"loss": "outcome"}},
+    ]
+    for sections in alone:
         example = group(encoder_of(chat_folder, **sections), record)
         assert example.target == 0.0 and [document.role for document in example.documents] == [0]
         refused = one(encoder_of(chat_folder, **sections), {"prompt": "a", "chosen": "b", "rejected": "c"})
@@ -155,6 +163,8 @@ def test_answers_judged_alone(chat_folder: Path) -> None:
     [
         ({"prompt": "a", "chosen": " b", "rejected": " b"}, "identical"),
         ({"prompt": "a", "responses": [" b", " b", " b"]}, "identical"),
+        ({"prompt": "a", "responses": [" b", " c"], "ranks": [1, 1]}, "identical"),
+        ({"prompt": "a", "responses": [" b"]}, "identical"),
         ({"prompt": "a", "chosen": " ", "rejected": " b"}, "empty"),
         ({"prompt": [QUESTION], "chosen": "a", "rejected": ["b", ""]}, "empty"),
         ({"prompt": "a", "chosen": " b"}, "bad"),
@@ -169,6 +179,32 @@ def test_records_that_are_left_out(record: dict[str, Any], reason: str, chat_fol
     assert isinstance(found, LeftOut) and found.reason == reason
     assert isinstance(before, Encoded) and isinstance(after, Encoded)
     assert before.example.tokens.tolist() == after.example.tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("records", "sections", "key", "message"),
+    [
+        ([{"q": "a", "chosen": "b", "rejected": "c"}], {}, "data.train.0.path", "has no prompt"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "b"}], {}, "data.train.0.path", "answers are the same"),
+        ([{"prompt": "a", "completion": "b"}], {"dpo": {"loss": "kto"}}, "data.train.0.path", "and label"),
+        ([GOOD], {"preferences": {"chat_template": "chatlm"}}, "preferences.chat_template", "is none of"),
+        ([GOOD, {}], {"data": {"validation": ["absent.jsonl"]}}, "data.validation.0.path", "no such file"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_run(
+    records: list[dict[str, Any]],
+    sections: dict[str, Any],
+    key: str,
+    message: str,
+    chat_folder: Path,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = {"train": [str(file)], **sections.pop("data", {})}
+    config = {"task": "dpo", "tokenizer": {"path": chat_folder}, "data": data, **sections}
+    problems = check_data(Config.model_validate(config))
+    assert [problem.key for problem in problems] == [key] and message in problems[0].message
 
 
 def test_an_answer_that_is_there_twice_counts_once(chat_folder: Path) -> None:

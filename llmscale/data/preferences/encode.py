@@ -86,7 +86,11 @@ class PreferenceEncoder:
             answers = self._answers(record, fields)
         except BadRecord as error:
             return LeftOut("bad", str(error))
-        return LeftOut("empty", "an answer says nothing") if answers.is_empty else answers
+        if answers.is_empty:
+            return LeftOut("empty", "an answer says nothing")
+        if not self.judges_alone and len(answers.answers) < 2:
+            return LeftOut("identical", "no answer is better than another")
+        return answers
 
     def _answers(self, record: Record, fields: Mapping[str, str]) -> Answers:
         if self.judges_alone:
