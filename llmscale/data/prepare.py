@@ -122,14 +122,20 @@ def _prepare(
         return {"key": key, "counts": counts.as_json()}
 
     if config.task == "dpo" and config.dpo.loss == "kto":
-        _write_with_mismatches(config, examples, folder, info)
+        # Validation compares runs of other seeds.
+        seed = config.train.seed if split == "train" else 0
+        _write_with_mismatches(config, seed, examples, folder, info)
     else:
         write_examples(examples, folder, info)
     return counts.as_json()
 
 
 def _write_with_mismatches(
-    config: Config, examples: Iterable[Example], folder: Path, info: Callable[[], dict[str, JsonValue]]
+    config: Config,
+    seed: int,
+    examples: Iterable[Example],
+    folder: Path,
+    info: Callable[[], dict[str, JsonValue]],
 ) -> None:
     """Each with an answer of another: so all must be known first.
 
@@ -142,7 +148,7 @@ def _write_with_mismatches(
         alone = Path(temporary) / "alone"
         write_examples(examples, alone, {})
         try:
-            both = with_mismatches(ExampleSet(alone), row, placeholders, config.train.seed)
+            both = with_mismatches(ExampleSet(alone), row, placeholders, seed)
             write_examples(both, folder, info)
         except ValueError as error:
             raise Unusable(str(error)) from None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,14 @@ def test_prepared_with_mismatches(tmp_path: Path, chat_folder: Path) -> None:
     batch = batch_of([rows.sample(0, 0)])
     assert batch.targets_BL is not None and batch.role_BL is not None
     assert (batch.targets_BL.isnan() == (batch.role_BL == 1)).all()
+    contents = []
+    for seed in (1, 2):
+        train = {"sequence_length": 64, "seed": seed, "validate_every": 1}
+        data = {"train": [str(file)], "validation": [str(file)]}
+        prepare_examples(config_of(chat_folder, file, dpo={"loss": "kto"}, train=train, data=data), folder)
+        contents.append([ExampleSet(folder / f"{split}-0").content for split in ("train", "validation")])
+    assert contents[0][0] != contents[1][0] and contents[0][1] == contents[1][1]
+    shutil.rmtree(folder / "validation-0")
     file.write_text(json.dumps(records[0]) + "\n")
     with pytest.raises(InputError, match="a single record"):
         prepare_examples(config_of(chat_folder, file, dpo={"loss": "kto"}), folder)

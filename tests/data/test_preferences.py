@@ -154,8 +154,12 @@ def test_answers_judged_alone(chat_folder: Path) -> None:
     for sections in alone:
         example = group(encoder_of(chat_folder, **sections), record)
         assert example.target == 0.0 and [document.role for document in example.documents] == [0]
-        refused = one(encoder_of(chat_folder, **sections), {"prompt": "a", "chosen": "b", "rejected": "c"})
-        assert isinstance(refused, LeftOut) and refused.reason == "bad"
+
+    pair = {"prompt": "a", "chosen": " b", "rejected": " c"}
+    refused = one(encoder_of(chat_folder, **alone[0]), pair)
+    assert isinstance(refused, LeftOut) and refused.reason == "bad"
+    both = group(encoder_of(chat_folder, **alone[1]), pair)
+    assert both.target is None and [document.role for document in both.documents] == [0, 1]
 
 
 @pytest.mark.parametrize(

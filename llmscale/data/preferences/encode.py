@@ -18,7 +18,7 @@ from llmscale.data.chat.conversation import BadRecord, Message
 from llmscale.data.chat.encode import ACROSS, Answered, ChatEncoder, Content
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.examples import Document, Example
-from llmscale.data.preferences.records import Answer, Answers, read_answers, read_judged
+from llmscale.data.preferences.records import Answer, Answers, is_compared, read_answers, read_judged
 from llmscale.data.records import Record
 
 TRUNCATED = "oldest turns of the prompt left out"
@@ -88,14 +88,14 @@ class PreferenceEncoder:
             return LeftOut("bad", str(error))
         if answers.is_empty:
             return LeftOut("empty", "an answer says nothing")
-        if not self.judges_alone and len(answers.answers) < 2:
+        if answers.label is None and len(answers.answers) < 2:
             return LeftOut("identical", "no answer is better than another")
         return answers
 
     def _answers(self, record: Record, fields: Mapping[str, str]) -> Answers:
-        if self.judges_alone:
-            return read_judged(record, fields)
-        return read_answers(record, fields, self.with_margin)
+        # A right answer beside wrong ones needs no labels; only kto must have each for itself.
+        is_group = not self.judges_alone or (self.is_reward and is_compared(record, fields))
+        return read_answers(record, fields, self.with_margin) if is_group else read_judged(record, fields)
 
     def _groups(self, read: Sequence[Answers]) -> list[_Group | LeftOut]:
         """All of them are tokenised together."""

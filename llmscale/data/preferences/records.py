@@ -96,6 +96,12 @@ def read_answers(record: Record, fields: Mapping[str, str], with_margin: bool) -
     return Answers(prompt, _best_first(answers), tools)
 
 
+def is_compared(record: Record, fields: Mapping[str, str]) -> bool:
+    """It has answers that are better and worse, and no label."""
+    has = {name: record.get(fields.get(name, name)) is not None for name in ("chosen", "rejected", "label")}
+    return has["chosen"] and has["rejected"] and not has["label"]
+
+
 def read_judged(record: Record, fields: Mapping[str, str]) -> Answers:
     """An answer that is judged alone: `prompt` and `completion`, or `messages` of which the last is the
     answer, with a `label` that is true or false.
