@@ -119,6 +119,31 @@ def test_every_layout_writes_the_same(family: str) -> None:
         assert found == [expected] * layout.world_size, layout
 
 
+WANTED = [3, 50, 100]
+
+
+def log_probabilities_under(_rank: int, layout: Layout) -> list[list[float]]:
+    return build("llama", layout).next_log_probabilities(PROMPTS, WANTED)
+
+
+def log_probabilities_without_a_cache(_rank: int) -> list[list[float]]:
+    generator = build("llama")
+    found = []
+    for prompt in PROMPTS:
+        with generator.world.active(), torch.no_grad():
+            logits_SBV = generator.chunks[0].eval()(torch.tensor([prompt]), torch.arange(len(prompt))[None])
+        found.append(logits_SBV[-1, 0, :VOCABULARY].double().log_softmax(-1)[WANTED].tolist())
+    return found
+
+
+def test_log_probabilities_of_what_comes_next() -> None:
+    expected = run_ranks(1, log_probabilities_without_a_cache)[0]
+    for layout in (Layout(), Layout(tensor=2, pipeline=2)):
+        for found in run_ranks(layout.world_size, log_probabilities_under, layout):
+            for row, wanted in zip(found, expected, strict=True):
+                assert row == pytest.approx(wanted, abs=1e-4), layout
+
+
 def texts_by_transformers(_rank: int) -> dict[str, tuple[list[int], list[int]]]:
     """For each family: transformers' greedy text, and ours with the same weights."""
     import transformers  # noqa: PLC0415 -- takes seconds, and only this test needs it
