@@ -1,5 +1,6 @@
 """The same training under different layouts, and how far the results lie apart."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -217,7 +218,9 @@ def microbatches(config: Config, world: World, step: int) -> list[Batch]:
         part, part_mask = tokens[first : first + rows], mask[first : first + rows]
         positions = torch.arange(train.sequence_length).expand(rows, -1)
         batch = Batch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), part_mask[:, 1:], positions)
-        if config.outputs is not None:
+        if config.task in ("reward", "dpo"):
+            batch = _of_groups(batch, config, normal[first : first + rows])
+        elif config.outputs is not None:
             batch = _of_texts(batch, config, normal[first : first + rows])
         batches.append(batch)
     return batches
@@ -237,6 +240,32 @@ def _of_texts(batch: Batch, config: Config, normal_BL: Tensor) -> Batch:
         position_ids_BS=positions,
         document_lengths=((cut, length - cut),) * rows,
         targets_BL=normal_BL if is_regression else (normal_BL * 100).floor() % (config.outputs or 1),
+    )
+
+
+def _of_groups(batch: Batch, config: Config, normal_BL: Tensor) -> Batch:
+    """A group in every row: an answer and its mismatch (kto), or the best of three answers and the rest."""
+    rows, length = batch.tokens_BS.shape
+    is_unpaired = config.task == "dpo" and config.dpo.loss == "kto"
+    cuts = (length // 2, length // 2) if is_unpaired else (length // 3 - 1, length // 3, length // 3 + 1)
+    prompt = 3
+    learns_last = config.task == "reward"
+    mask = [float(at == cut - 1 if learns_last else at >= prompt) for cut in cuts for at in range(cut)]
+    columns = len(cuts)
+    role_BL = torch.arange(columns).expand(rows, -1)
+    # About what random weights give, and of a mismatch less: the estimate of KL is above 0.
+    token = -math.log(config.model.vocabulary_size or 1)
+    known_BL = token * (torch.tensor(cuts) - prompt) + normal_BL[:, :1] * torch.linspace(-1, 1, columns)
+    return replace(
+        batch,
+        loss_mask_BS=torch.tensor([mask] * rows),
+        position_ids_BS=torch.tensor([[at for cut in cuts for at in range(cut)]] * rows),
+        document_lengths=(cuts,) * rows,
+        targets_BL=(normal_BL > 0).float() if is_unpaired else None,
+        group_BL=torch.zeros(rows, columns, dtype=torch.int64),
+        role_BL=role_BL,
+        margin_BL=role_BL * 0.25,
+        reference_BL=known_BL.double() - 2.0 * is_unpaired * (role_BL == 1),
     )
 
 
