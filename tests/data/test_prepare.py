@@ -141,7 +141,7 @@ def test_every_record_is_counted(tmp_path: Path, chat_folder: Path):
     assert line == (
         "train-0: 8 examples of 15 records; left out 4 bad, 1 empty, 1 too long, 1 nothing learned"
     )
-    assert counts["left_out"] == {"bad": 4, "empty": 1, "too_long": 1, "nothing_learned": 1}
+    assert counts["left_out"] == {"bad": 4, "empty": 1, "too_long": 1, "nothing_learned": 1, "identical": 0}
     assert [line.split(":")[0] for line in counts["lines"]["bad"]] == [
         "line 9",
         "line 14",

@@ -76,6 +76,7 @@ def test_what_became_of_the_records_is_told_once(place: Place) -> None:
         "empty": 1,
         "too_long": 1,
         "nothing_learned": 0,
+        "identical": 0,
     }
     told = describe_event(event.kind, event.step, event.details)
     assert told == "data: train-0: 30 examples of 32 records; left out 1 empty, 1 too long"
