@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from llmscale.checkpoint.errors import CheckpointError
+from llmscale.config.problems import InputError
 from llmscale.control.exit_codes import EXIT_FAILED, EXIT_SAVED
 
 if TYPE_CHECKING:
@@ -59,11 +62,21 @@ def label(
 
 def _opener(stop: threading.Event) -> "OpenRespondent":
     from llmscale.data.label.endpoint import Endpoint  # noqa: PLC0415 -- --help stays fast
+    from llmscale.data.label.options import JudgeSection  # noqa: PLC0415
+    from llmscale.data.label.respondent import RespondentFailed  # noqa: PLC0415
 
     def open_respondent(section: "RespondentSection", words: "WordsSection | None") -> "Respondent":
         if section.endpoint is not None:
             return Endpoint(section, words, stop)
-        return _model_here(section, words)
+        try:
+            return _model_here(section, words)
+        except InputError as error:
+            name = "judge" if isinstance(section, JudgeSection) else "candidates"
+            keys = {"TARGET": f"{name}.model", "--tokenizer": f"{name}.tokenizer"}
+            problems = [replace(one, key=keys.get(one.key, one.key)) for one in error.problems]
+            raise InputError(problems) from None
+        except CheckpointError as error:
+            raise RespondentFailed(f"{section.model}: {error}") from None
 
     return open_respondent
 

@@ -42,12 +42,12 @@ def label(
         RespondentFailed: a model or endpoint gives no answers any more.
     """
     judged, left_out = _read(config)
+    # Both before either is asked: what is wrong with the judge must not wait for paid candidates.
+    words = config.judge.words if config.judge.log_probabilities else None
+    judge = open_respondent(config.judge, words)
+    sampler = open_respondent(config.candidates, None) if config.candidates else None
+    results = Results(left_out=left_out, judge=judge.identity)
     with Answers(config.output / ANSWERS) as answers:
-        # Both before either is asked: what is wrong with the judge must not wait for paid candidates.
-        words = config.judge.words if config.judge.log_probabilities else None
-        judge = open_respondent(config.judge, words)
-        sampler = open_respondent(config.candidates, None) if config.candidates else None
-        results = Results(left_out=left_out, judge=judge.identity)
         labeller = _Labeller(config, results, stop, answers)
         if sampler is not None:
             judged = labeller.sample(sampler, judged, progress.sampled)

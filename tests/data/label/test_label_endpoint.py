@@ -224,9 +224,9 @@ def test_a_wrong_judge_is_told_before_candidates_are_paid_for(tmp_path: Path) ->
     with serving(FakeEndpoint(longer)) as server:
         candidates = {"endpoint": server.url, "name": "writer"}
         config = write_config(tmp_path, server.url, [{"prompt": "x"}], candidates=candidates)
-        with pytest.raises(InputError, match="no such run or checkpoint"):
+        with pytest.raises(InputError, match="judge.model = nowhere: no such run or checkpoint"):
             label(config, "judge.endpoint=null", "judge.model=nowhere")
-    assert server.bodies == []
+    assert server.bodies == [] and not (tmp_path / "out").exists()
 
 
 def test_when_all_are_refused_the_command_ends(tmp_path: Path) -> None:
