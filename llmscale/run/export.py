@@ -1,6 +1,5 @@
 """From one of our checkpoints to a folder that transformers, or the peft library, loads."""
 
-import json
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from llmscale.model.huggingface import hugging_face_config
 from llmscale.model.tensors import hugging_face_shapes, not_begun_from, vocabulary_tensors
 from llmscale.run.export_adapter import AdapterExport, adapter_problems
 from llmscale.run.export_head import head_of, outputs_of, what_it_tells, with_head
-from llmscale.run.huggingface import copy_tokenizer, refuse_filled
+from llmscale.run.huggingface import copy_tokenizer, json_file, refuse_filled
 from llmscale.run.target import StoredModel, find_model, tokenizer_problems
 
 WHOLE = ("none", "bitfit", "freeze")
@@ -72,9 +71,9 @@ class Export:
             open_weights(self.checkpoint, self.manifest) as source,
         ):
             write_weights(source, self.shapes, unfinished, self.dtype, max_file_bytes, on_bytes)
-            write_new(unfinished / "config.json", [_json(self.config)])
+            write_new(unfinished / "config.json", [json_file(self.config)])
             if self.writes:
-                write_new(unfinished / "generation_config.json", [_json(self.special_tokens)])
+                write_new(unfinished / "generation_config.json", [json_file(self.special_tokens)])
             if self.tokenizer is not None:
                 copy_tokenizer(self.tokenizer, unfinished, self.chat_template)
 
@@ -198,7 +197,3 @@ def _misfits(source: TensorSource, shapes: dict[str, tuple[int, ...]], ignored: 
     for name in sorted((stored.keys() | shapes.keys()) - ignored):
         if stored.get(name) != shapes.get(name):
             yield f"{name} is stored as {stored.get(name)}, and the model has {shapes.get(name)}"
-
-
-def _json(tree: dict[str, Any]) -> bytes:
-    return json.dumps(tree, indent=2, sort_keys=True).encode() + b"\n"

@@ -1,6 +1,5 @@
 """What a run with PEFT has trained, as a folder that the peft library loads on top of its base."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from llmscale.config.tuning import PeftSection
 from llmscale.data.files import replace_folder
 from llmscale.model.families.table import family
 from llmscale.model.tensors import SCORE, hugging_face_shapes
-from llmscale.run.huggingface import copy_tokenizer, refuse_filled
+from llmscale.run.huggingface import copy_tokenizer, json_file, refuse_filled
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "head.json"
@@ -87,9 +86,9 @@ class AdapterExport:
             tensors = self._renamed(stored)
             rounded = {name: self._rounded(name, tensor) for name, tensor in tensors.items()}
             write_new(unfinished / WEIGHTS, [save(rounded, metadata={"format": "pt"})])
-            write_new(unfinished / CONFIG, [_json(self.config())])
+            write_new(unfinished / CONFIG, [json_file(self.config())])
             if self.head is not None:
-                write_new(unfinished / HEAD, [_json(self.head)])
+                write_new(unfinished / HEAD, [json_file(self.head)])
             if self.tokenizer is not None:
                 copy_tokenizer(self.tokenizer, unfinished, self.chat_template)
 
@@ -155,10 +154,6 @@ class AdapterExport:
             },
         }
         return common | prompt | of_method[peft.method]
-
-
-def _json(tree: Mapping[str, Any]) -> bytes:
-    return json.dumps(tree, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _encoded(tensors: Mapping[str, Tensor]) -> Tensor:

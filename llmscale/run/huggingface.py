@@ -1,7 +1,10 @@
 """A Hugging Face folder as a model of ours: config, and the files of its tokenizer. No torch."""
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llmscale.checkpoint.huggingface_folder import HuggingFaceFolder
 from llmscale.config.problems import InputError, Problem
@@ -64,3 +67,8 @@ def copy_tokenizer(source: Path, target: Path, template: str | None = None) -> N
             shutil.copyfile(source / name, target / name)
     if template is not None:
         (target / CHAT_TEMPLATE).write_text(template)
+
+
+def json_file(tree: Mapping[str, Any]) -> bytes:
+    """As the config files of such a folder are written."""
+    return json.dumps(tree, indent=2, sort_keys=True).encode() + b"\n"

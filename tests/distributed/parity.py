@@ -63,6 +63,18 @@ TOLERANCES = {
 """DeepSpeed returns the gradient norm in float32, whatever it was computed in."""
 
 
+def small_model(family: str) -> dict[str, Any]:
+    """Sizes of which each layout gets a whole part."""
+    return {
+        "family": family,
+        "hidden_size": 64,
+        "layers": 4,
+        "heads": 8,
+        "kv_heads": 8 if family == "gpt2" else 4,
+        "ffn_size": 96,
+    }
+
+
 def parity_config(
     family: str = "llama",
     tied: bool = False,
@@ -77,12 +89,7 @@ def parity_config(
     return Config.model_validate(
         {
             "model": {
-                "family": family,
-                "hidden_size": 64,
-                "layers": 4,
-                "heads": 8,
-                "kv_heads": 8 if family == "gpt2" else 4,
-                "ffn_size": 96,
+                **small_model(family),
                 "vocabulary_size": 1000,
                 "tie_embeddings": tied,
                 "sliding_window": 9 if family == "mistral" else None,

@@ -14,6 +14,7 @@ from llmscale.plan.memory import rank_memory
 from llmscale.plan.parameters import stage_parameters
 from llmscale.plan.trained import trained_on_rank
 from llmscale.run.prepare_model import tune
+from tests.distributed.parity import small_model
 from tests.ranks import run_ranks
 
 VOCABULARY, SEQUENCE = 1000, 24
@@ -41,15 +42,7 @@ def config_of(family: str, layout: str, method: str, head: str = "words", **chan
     return Config.model_validate(
         {
             **HEADS[head],
-            "model": {
-                "family": family,
-                "hidden_size": 64,
-                "layers": 4,
-                "heads": 8,
-                "kv_heads": 8 if family == "gpt2" else 4,
-                "ffn_size": 96,
-                "max_positions": SEQUENCE + 20,
-            },
+            "model": {**small_model(family), "max_positions": SEQUENCE + 20},
             "peft": {"method": method, **METHODS[method], **changes},
             "train": {"sequence_length": SEQUENCE, "precision": "fp32"},
             "parallel": parallel,
