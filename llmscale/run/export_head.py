@@ -8,14 +8,33 @@ from typing import Any
 from pydantic import JsonValue
 
 from llmscale.config.problems import InputError, Problem
+from llmscale.config.schema import Config
 from llmscale.config.tuning import ClassifySection
 from llmscale.data.tokenizer import open_encoder
 from llmscale.model.huggingface import ARCHITECTURES
 
 LABELLED = "classify"
 """Where a manifest's description has the labels that the head's scores are of."""
+REWARD = "reward"
+"""Where it says that its one score is a reward, and what that was learned by."""
 NUMBER = "LABEL_0"
 """What transformers calls the one score of a regression."""
+
+
+def described_head(config: Config) -> dict[str, JsonValue]:
+    """What the checkpoints of a run say of its head; nothing of a model that writes."""
+    if config.task == "classify":
+        return {LABELLED: _described(config.classify)}
+    if config.task == "reward":
+        return {
+            LABELLED: _described(ClassifySection(problem="regression")),
+            REWARD: {"loss": config.reward.loss},
+        }
+    return {}
+
+
+def _described(head: ClassifySection) -> dict[str, JsonValue]:
+    return head.model_dump(mode="json", include={"problem", "labels"})
 
 
 def head_of(description: Mapping[str, JsonValue]) -> ClassifySection | None:

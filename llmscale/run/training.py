@@ -31,7 +31,7 @@ from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from llmscale.plan.flops import flops_per_token
 from llmscale.plan.parameters import model_parameters
-from llmscale.run.export_head import LABELLED
+from llmscale.run.export_head import LABELLED, described_head
 from llmscale.run.prepare_model import Preparation, prepare_model
 from llmscale.runtime.hooks import RunStart
 from llmscale.runtime.meter import Meter, peak_flops
@@ -126,9 +126,7 @@ def _description(config: Config, world: World) -> dict[str, JsonValue]:
         "model": config.model.model_dump(mode="json"),
         "tokenizer_hash": None if tokenizer is None else tokenizer_hash(tokenizer),
     }
-    if config.outputs is not None:
-        described[LABELLED] = config.classify.model_dump(mode="json", include={"problem", "labels"})
-    return described
+    return described | described_head(config)
 
 
 def _restore(
@@ -144,9 +142,9 @@ def _restore(
     def accept(manifest: Manifest) -> list[Problem]:
         found = manifest.description
         problems = [
-            Problem(key, str(description[key]), f"is {found[key]} in {manifest.step}'s checkpoint")
+            Problem(key, str(description.get(key)), f"is {found[key]} in {manifest.step}'s checkpoint")
             for key in ("model", "tokenizer_hash", LABELLED)
-            if key in found and found[key] != description[key]
+            if key in found and found[key] != description.get(key)
         ]
         return [*problems, *tuning_problems(config.peft, preparation.base, found)]
 
