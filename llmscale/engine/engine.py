@@ -23,6 +23,7 @@ from llmscale.engine.anchor import anchor
 from llmscale.engine.clip import clip_gradients
 from llmscale.engine.fingerprint import Fingerprint, take_fingerprint
 from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
+from llmscale.engine.reference import Reference
 from llmscale.engine.schedule import LossFunction, ScheduledChunk, run_schedule
 from llmscale.engine.unfreezing import distance_from_output, is_graded, learning_rate_scale
 from llmscale.engine.zero import deepspeed_engine
@@ -127,6 +128,8 @@ class Engine:
                 state.remember_start(self.deepspeed)
             self.scheduled = self._scheduled_chunks()
         self.steps_done = 0
+        self.reference: Reference | None = None
+        """Asked for what the data does not tell of an objective's reference model."""
 
     def _distances(self, prefixes: Sequence[str]) -> dict[str, int]:
         """Of each parameter from the output, as far as learning rates depend on it; else 0."""
@@ -218,6 +221,8 @@ class Engine:
         """Sums over the global batch."""
         goal = objective or self.objective
         batches = [_to_device(batch, self.world.device) for batch in microbatches]
+        if self.reference is not None and goal.has_reference:
+            batches = self.reference.told(batches)
         here = [
             sum(goal.count(batch) for batch in batches),
             float(sum(batch.tokens_BS.numel() - batch.padding for batch in batches)),

@@ -46,6 +46,11 @@ class Objective(ABC):
         return loss, sums
 
     @property
+    def has_reference(self) -> bool:
+        """It reads `Batch.reference_BL`."""
+        return False
+
+    @property
     def ahead_count(self) -> int:
         """How many numbers `ahead` gives. Above 0, the engine runs the microbatches of each global batch
         forward once before, without gradient."""

@@ -36,6 +36,10 @@ class Preference(Objective):
     def for_fingerprint(self) -> Objective:
         return CausalLM()
 
+    @property
+    def has_reference(self) -> bool:
+        return self.options.has_reference
+
     def count(self, batch: Batch) -> float:
         return float(group_count(batch))
 

@@ -39,6 +39,10 @@ class UnpairedPreference(Objective):
     def for_fingerprint(self) -> Objective:
         return CausalLM()
 
+    @property
+    def has_reference(self) -> bool:
+        return True
+
     def count(self, batch: Batch) -> float:
         return float(group_count(batch))
 

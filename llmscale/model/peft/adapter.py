@@ -32,6 +32,8 @@ class Adapter(torch.nn.Module):
         self.group = group
         self.is_partial = is_partial
         """Each tensor rank applies it to its part of the sequence."""
+        self.is_on = True
+        """Where not, the layer gives what it gave before."""
         self.down_WH = torch.nn.Parameter(like.new_zeros(bottleneck, hidden_size))
         self.down_bias_W = torch.nn.Parameter(like.new_zeros(bottleneck))
         self.up_HW = torch.nn.Parameter(like.new_zeros(hidden_size, bottleneck))
@@ -83,7 +85,10 @@ def _declare(chunk: LanguageModel, adapter: Adapter, local_name: str, name: str,
 
 def _adapt(
     module: torch.nn.Module, _: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """Forward hook: the layer's bias, which is otherwise added later, belongs to what the adapter sees."""
     hidden, bias = output
-    return module.adapter(hidden if bias is None else hidden + bias), None  # pyright: ignore[reportCallIssue]
+    assert isinstance(module.adapter, Adapter)
+    if not module.adapter.is_on:
+        return output
+    return module.adapter(hidden if bias is None else hidden + bias), None

@@ -51,6 +51,8 @@ class LoraUpdate(torch.nn.Module):
         self.is_column_parallel = isinstance(found.linear, ColumnParallelLinear)
         self.sequence_parallel = chunk.config.sequence_parallel
         self.group = chunk.world.tensor_group
+        self.is_on = True
+        """Where not, the layer gives what it gave before."""
         like = {"dtype": found.weight.dtype, "device": found.weight.device}
         inputs = found.weight.shape[1]
         for target in found.targets:
@@ -171,4 +173,6 @@ def _change_output(
     """Forward hook of the layer; older than ZeRO-3's, so the layer's weight is still gathered."""
     update = linear.lora
     assert isinstance(update, LoraUpdate)
+    if not update.is_on:
+        return output
     return update(inputs[0], output[0], linear), output[1]

@@ -1,0 +1,109 @@
+"""The reference of preference training: what the model that a run started from gives to the answers.
+
+Shapes: B rows, L documents of the fullest row.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llmscale.data.batch import Batch
+from llmscale.engine.schedule import ScheduledChunk, run_schedule
+from llmscale.model.language_model import LanguageModel
+from llmscale.model.peft.off import peft_off
+from llmscale.objectives.document_log_probabilities import document_log_probabilities
+from llmscale.parallel.world import World
+
+
+class Reference(Protocol):
+    """Asked by the engine before each step and each evaluation of an objective that has a reference."""
+
+    def told(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches, which are on the device, with `reference_BL` on the ranks that compute the loss.
+        Collective; the world must be active."""
+        ...
+
+
+class HeldReference:
+    """A second model, which has the weights of the start for as long as the run lasts. On a GPU only while it
+    is asked: between two turns its weights rest in memory of the host.
+
+    Args:
+        chunks: this rank's, with their weights.
+        world: active whenever it is asked.
+    """
+
+    def __init__(self, chunks: Sequence[LanguageModel], world: World) -> None:
+        self.world = world
+        self.scheduled = [ScheduledChunk(chunk, chunk) for chunk in chunks]
+        self._resting: list[tuple[torch.nn.Parameter, Tensor]] = []
+        for chunk in chunks:
+            chunk.requires_grad_(False)
+            self._resting += [(parameter, _at_host(parameter.data)) for parameter in chunk.parameters()]
+        self._rest()
+
+    def told(self, batches: Sequence[Batch]) -> list[Batch]:
+        with self._at_work():
+            return with_log_probabilities(self.scheduled, self.world, batches)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        for parameter, resting in self._resting:
+            parameter.data = resting.to(self.world.device, non_blocking=True)
+        try:
+            yield
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        for parameter, resting in self._resting:
+            parameter.data = resting
+
+
+def _at_host(weight: Tensor) -> Tensor:
+    return weight.cpu().pin_memory() if weight.is_cuda else weight
+
+
+class AdapterOff:
+    """The trained model itself without what PEFT has added to it.
+
+    Args:
+        scheduled: its chunks, called through the engine where ZeRO has to gather weights.
+        world: active whenever it is asked.
+    """
+
+    def __init__(self, scheduled: Sequence[ScheduledChunk], world: World) -> None:
+        self.scheduled = scheduled
+        self.world = world
+
+    def told(self, batches: Sequence[Batch]) -> list[Batch]:
+        with peft_off([chunk.module for chunk in self.scheduled]):
+            return with_log_probabilities(self.scheduled, self.world, batches)
+
+
+@torch.no_grad()
+def with_log_probabilities(
+    chunks: Sequence[ScheduledChunk], world: World, batches: Sequence[Batch]
+) -> list[Batch]:
+    """The batches with what these chunks give to their documents as `reference_BL`, dropout off; as they
+    are on ranks of other stages than the last. Collective."""
+
+    def told(chunk: LanguageModel, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        found_BL = document_log_probabilities(chunk, output, batch).log_probabilities_BL
+        return found_BL.sum(), found_BL
+
+    modes = [chunk.module.training for chunk in chunks]
+    for chunk in chunks:
+        chunk.module.eval()
+    reports = run_schedule(
+        list(chunks), world, list(batches), told, forward_only=True, before_microbatch=lambda _: None
+    )
+    for chunk, mode in zip(chunks, modes):
+        chunk.module.train(mode)
+    if not world.is_last_stage:
+        return list(batches)
+    return [replace(batch, reference_BL=found_BL) for batch, found_BL in zip(batches, reports, strict=True)]
