@@ -2,8 +2,9 @@
 
 `python -m llmscale.run.demo_data` writes
 
-    demo/sft/{train,validation}.jsonl         conversations about functions, from their docstrings
-    demo/classify/{train,validation}.jsonl    which package a piece of source comes from
+    demo/sft/{train,validation}.jsonl           conversations about functions, from their docstrings
+    demo/classify/{train,validation}.jsonl      which package a piece of source comes from
+    demo/preferences/{train,validation}.jsonl   which of two docstrings is a function's own
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from llmscale.data.files import replace_file
 from llmscale.run.demo_docstrings import write_docstrings
+from llmscale.run.demo_preferences import write_preferences
 
 FOLDER = Path("demo")
 NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
@@ -108,6 +110,7 @@ def write_demo_data() -> None:
     for folder, counts in (
         (FOLDER / "sft", write_docstrings(library, FOLDER / "sft")),
         (FOLDER / "classify", write_classification(FOLDER / "classify")),
+        (FOLDER / "preferences", write_preferences(library, FOLDER / "preferences")),
     ):
         print(f"{folder}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from llmscale.data.files import replace_file
 
@@ -41,8 +42,7 @@ def write_docstrings(files: Iterable[Path], folder: Path) -> dict[str, int]:
     validation: dict[str, None] = {}
     for file in files:
         text = file.read_text("utf-8", "replace")
-        chosen = int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), 16) % VALIDATION_FILES
-        found = training if chosen else validation
+        found = training if split_of(text) == "train" else validation
         for function in documented_functions(text):
             found |= {json.dumps(conversation): None for conversation in conversations(function)}
     splits = {"train": list(training), "validation": [line for line in validation if line not in training]}
@@ -50,6 +50,12 @@ def write_docstrings(files: Iterable[Path], folder: Path) -> dict[str, int]:
         with replace_file(folder / f"{split}.jsonl") as output:
             output.writelines(line.encode() + b"\n" for line in lines)
     return {split: len(lines) for split, lines in splits.items()}
+
+
+def split_of(text: str) -> Literal["train", "validation"]:
+    """Of the functions of a file."""
+    chosen = int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), 16) % VALIDATION_FILES
+    return "train" if chosen else "validation"
 
 
 def documented_functions(text: str) -> Iterator[DocumentedFunction]:
@@ -74,10 +80,15 @@ def documented_functions(text: str) -> Iterator[DocumentedFunction]:
 def conversations(function: DocumentedFunction) -> Iterator[Conversation]:
     """What is asked of the function and what is answered, where both are short enough."""
     if len(function.head) <= LONGEST_HEAD:
-        yield _conversation(f"What does this function do?\n{function.head}", function.summary)
+        yield _conversation(what_it_does(function), function.summary)
         if len(function.code) <= LONGEST_CODE:
             question = f"Write this function.\n{function.head}\n{function.summary}"
             yield _conversation(question, function.code)
+
+
+def what_it_does(function: DocumentedFunction) -> str:
+    """The question, which its summary answers."""
+    return f"What does this function do?\n{function.head}"
 
 
 def _conversation(question: str, answer: str) -> Conversation:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from llmscale.config.load import load_config, read_resolved, write_resolved
 from llmscale.config.presets import configs_folder, load_preset
 from llmscale.config.problems import InputError
+from llmscale.config.schema import Config
 from llmscale.config.yaml_text import parse_yaml
 
 TEXT = """
@@ -65,11 +67,30 @@ def test_unknown_preset_has_a_nearest() -> None:
         load_preset("qwen_8b")
 
 
-@pytest.mark.parametrize(
-    "file", sorted((configs_folder() / "pretrain").glob("*.yaml")), ids=lambda file: file.name
-)
+SHIPPED = [
+    file
+    for task in get_args(Config.model_fields["task"].annotation)
+    for file in sorted((configs_folder() / task).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_shipped_configs_load(file: Path) -> None:
-    assert load_config(file).run.name == file.stem
+    assert load_config(file).task == file.parent.name
+
+
+def test_shipped_configs_are_runs_of_their_own() -> None:
+    names = {load_config(file).run.name for file in SHIPPED}
+    assert len(names) == len(SHIPPED)
+    assert names >= {
+        "tiny",
+        "tiny-sft",
+        "tiny-lora",
+        "tiny-classify",
+        "tiny-reward",
+        "tiny-dpo",
+        "tiny-dpo-lora",
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from llmscale.config.load import load_config
 from llmscale.run import demo_tuning
 from llmscale.run.demo_docstrings import conversations, documented_functions, write_docstrings
+from llmscale.run.demo_preferences import write_preferences
 
 SOURCE = '''
 class Table:
@@ -48,13 +49,19 @@ def test_what_is_no_python_has_no_functions() -> None:
     assert list(documented_functions("print 'of another century'")) == []
 
 
-def test_nothing_is_there_twice_or_in_both_splits(tmp_path: Path) -> None:
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Of one function each, and one with three of them once more."""
     files = []
     for number in range(60):
         files.append(tmp_path / f"{number}.py")
         files[-1].write_text(f'def function_{number}():\n    """Gives the number {number}."""\n')
     (tmp_path / "copies.py").write_text("".join(file.read_text() for file in files[:3]))
-    counts = write_docstrings([*files, tmp_path / "copies.py"], tmp_path / "sft")
+    return [*files, tmp_path / "copies.py"]
+
+
+def test_nothing_is_there_twice_or_in_both_splits(files: list[Path], tmp_path: Path) -> None:
+    counts = write_docstrings(files, tmp_path / "sft")
     heads = {
         split: {
             json.loads(line)["messages"][0]["content"].split("\n")[1]
@@ -62,9 +69,26 @@ def test_nothing_is_there_twice_or_in_both_splits(tmp_path: Path) -> None:
         }
         for split in counts
     }
-    assert len(heads["train"]) + len(heads["validation"]) == len(files)
+    assert len(heads["train"]) + len(heads["validation"]) == len(files) - 1
     assert 0 < len(heads["validation"]) < len(heads["train"])
-    assert sum(counts.values()) == 2 * len(files)
+    assert sum(counts.values()) == 2 * (len(files) - 1)
+
+
+def test_preferences_cannot_be_told_from_the_answer_alone(files: list[Path], tmp_path: Path) -> None:
+    counts = write_preferences(files, tmp_path / "preferences")
+    questions: dict[str, set[str]] = {}
+    for split, count in counts.items():
+        lines = (tmp_path / "preferences" / f"{split}.jsonl").read_text().splitlines()
+        pairs = [[json.loads(line)[name] for name in ("prompt", "chosen", "rejected")] for line in lines]
+        asked, better, worse = ([said[0]["content"] for said in column] for column in zip(*pairs))
+        assert len(lines) == count > 1
+        assert sorted(better) == sorted(worse)
+        assert all(one != other for one, other in zip(better, worse))
+        for question, answer in zip(asked, better):
+            assert question.split("function_")[1].split("(")[0] in answer
+        questions[split] = {*asked}
+    assert sum(map(len, questions.values())) == len(files) - 1
+    assert questions["train"].isdisjoint(questions["validation"])
 
 
 @pytest.mark.parametrize("config", [demo_tuning.SFT, demo_tuning.LORA])
