@@ -102,9 +102,9 @@ def _chat_encoder(target: Target) -> "ChatEncoder":
     Raises:
         InputError: there is no such chat template any more.
     """
-    from llmscale.data.chat.encode import ChatEncoder  # noqa: PLC0415 -- loads transformers
+    from llmscale.data.chat.encode import chat_encoder  # noqa: PLC0415 -- loads transformers
 
-    return ChatEncoder(target.tokenizer, target.config.sft, target.positions)
+    return chat_encoder(target.config, target.tokenizer, target.positions)
 
 
 @dataclass(frozen=True)

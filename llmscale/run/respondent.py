@@ -15,7 +15,7 @@ from llmscale.checkpoint.base import identity_of
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.config.problems import InputError, Problem
 from llmscale.data.chat.conversation import BadRecord
-from llmscale.data.chat.encode import ChatEncoder
+from llmscale.data.chat.encode import chat_encoder
 from llmscale.data.label.answers import Answer, Question
 from llmscale.data.label.options import RespondentSection, WordsSection
 from llmscale.data.label.respondent import Refused, RespondentFailed
@@ -42,7 +42,7 @@ class ModelHere:
         self._section = section
         self._words = words
         self._target = replace(target, weights=_weights(target, section.root))
-        self._chat = ChatEncoder(target.tokenizer, target.config.sft, target.positions)
+        self._chat = chat_encoder(target.config, target.tokenizer, target.positions)
         self._encoder = open_encoder(target.tokenizer)
         self._word_tokens = {word: self._tokens_of(word) for word in (words.spoken() if words else [])}
         self._writer: Writer | None = None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
-from llmscale.data.chat.template import chat_template
+from llmscale.data.chat.template import template_of
 from llmscale.data.encoding import LeftOut, record_encoder
 from llmscale.data.records import Record
 from llmscale.data.tokenizer import end_of_document_id
@@ -17,9 +17,7 @@ def setup_problems(config: Config) -> Iterator[Problem]:
         return
     try:
         end_of_document_id(tokenizer)
-        section = "sft" if config.task == "sft" else "preferences"
-        wanted = config.sft.chat_template if config.task == "sft" else config.preferences.chat_template
-        chat_template(tokenizer, wanted, f"{section}.chat_template")
+        template_of(config, tokenizer)
     except InputError as error:
         yield from error.problems
 

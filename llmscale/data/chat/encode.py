@@ -18,7 +18,7 @@ from llmscale.config.tuning import SftSection
 from llmscale.data.chat.conversation import BadRecord, Completion, Conversation, Message, Text, read_record
 from llmscale.data.chat.learned import Tokenised, has_ended, learned_tokens
 from llmscale.data.chat.spell import Spelled, is_empty, places_of_answers, spell, until
-from llmscale.data.chat.template import chat_template
+from llmscale.data.chat.template import chat_options, chat_template
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.examples import Example
 from llmscale.data.records import Record
@@ -270,7 +270,17 @@ def record_encoder(config: Config) -> ChatEncoder:
     path = config.tokenizer.path
     if path is None:
         raise InputError([Problem("tokenizer.path", None, "set it: conversations must become tokens")])
-    return ChatEncoder(path, config.sft, config.train.sequence_length + 1 - config.peft.placeholders)
+    return chat_encoder(config, path, config.train.sequence_length + 1 - config.peft.placeholders)
+
+
+def chat_encoder(config: Config, tokenizer: Path, longest: int) -> ChatEncoder:
+    """By the template that the run of `config` reads conversations by.
+
+    Raises:
+        InputError: tokenizer or template cannot be used.
+    """
+    options, section = chat_options(config)
+    return ChatEncoder(tokenizer, options, longest, section)
 
 
 def _encoder(tokenizer: Path, special_tokens: bool) -> Tokenizer:

@@ -12,12 +12,16 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmscale.config.problems import InputError, Problem
+from llmscale.config.schema import Config
+from llmscale.config.tuning import SftSection
 from llmscale.data.chat.conversation import BadRecord, Message
 from llmscale.data.tokenizer import adds_bos, special_tokens
 
 TEMPLATES = Path(__file__).parent / "templates"
 OURS = ("plain", "chatml", "llama3", "zephyr")
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+MARK = re.compile(r"\b(?:end)?generation(?=\s*-?%\})")
 
 Span = tuple[int, int]
 """Characters of a text, from and before."""
@@ -50,6 +54,16 @@ class ChatTemplate:
         begins_without_bos = self.tokens.get("bos_token") == ""
         return f'{{%- set bos_token = "" -%}}\n{self.source}' if begins_without_bos else self.source
 
+    @property
+    def file_for_scores(self) -> str:
+        """The same for a model that tells something of whole conversations: it is asked at the token that
+        ends the last turn, and never at blanks that the template writes after that."""
+        # Marks of answers count characters from the beginning, which a block is not at.
+        unmarked = MARK.sub(lambda mark: "endif" if mark[0].startswith("end") else "if true", self.file)
+        # As jinja does at the end of a template, one line end is dropped.
+        whole = f"{{% set conversation %}}\n{unmarked.removesuffix(chr(10))}{{% endset %}}\n"
+        return whole + "{{- conversation if add_generation_prompt else conversation.rstrip() -}}\n"
+
     def render(
         self,
         messages: Sequence[Message],
@@ -80,6 +94,23 @@ class ChatTemplate:
             raise BadRecord(f"the chat template {self.name} does not take it: {error}") from None
         (text,), spans = rendered
         return Rendered(text, spans[0] if spans else [])
+
+
+def chat_options(config: Config) -> tuple[SftSection, str]:
+    """How the task of a run reads conversations, and the section of its config that says so."""
+    if config.task in ("reward", "dpo"):
+        return SftSection(chat_template=config.preferences.chat_template), "preferences"
+    return config.sft, "sft"
+
+
+def template_of(config: Config, tokenizer: Path) -> ChatTemplate:
+    """The template that a run reads conversations by; of a task that reads none the tokenizer's own.
+
+    Raises:
+        InputError: as `chat_template`.
+    """
+    options, section = chat_options(config)
+    return chat_template(tokenizer, options.chat_template, f"{section}.chat_template")
 
 
 def chat_template(tokenizer: Path, wanted: str | None, key: str = "sft.chat_template") -> ChatTemplate:

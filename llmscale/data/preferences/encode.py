@@ -13,9 +13,8 @@ from pydantic import JsonValue
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
-from llmscale.config.tuning import SftSection
 from llmscale.data.chat.conversation import BadRecord, Message
-from llmscale.data.chat.encode import ACROSS, Answered, ChatEncoder, Content
+from llmscale.data.chat.encode import ACROSS, Answered, ChatEncoder, Content, chat_encoder
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.examples import Document, Example
 from llmscale.data.preferences.records import Answer, Answers, is_compared, read_answers, read_judged
@@ -192,6 +191,4 @@ def record_encoder(config: Config) -> PreferenceEncoder:
     path = config.tokenizer.path
     if path is None:
         raise InputError([Problem("tokenizer.path", None, "set it: answers must become tokens")])
-    options = SftSection(chat_template=config.preferences.chat_template)
-    chat = ChatEncoder(path, options, config.train.sequence_length, "preferences")
-    return PreferenceEncoder(config, chat)
+    return PreferenceEncoder(config, chat_encoder(config, path, config.train.sequence_length))
