@@ -9,8 +9,6 @@ there is not made again, what was stopped goes on. Prints the table and writes d
 """
 
 import argparse
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -19,31 +17,21 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from bench.gsm8k_stages import DATA, HELD_OUT, fine_tune, pretrain, shortest_question, split
 from llmscale.data.checks import resolved_vocabulary_size
-from llmscale.data.files import replace_file
 from llmscale.plan.parameters import model_parameters
 from llmscale.report.gather import RunData, gather
 from llmscale.report.pictures import COLOURS, render
 from llmscale.report.validations import samples, trade
 from llmscale.run.demo import CORPUS, make_tokenizer_and_corpus
-from llmscale.run.demo_stage import DemoFailed, llmscale
+from llmscale.run.demo_stage import DemoFailed
 from llmscale.run.demo_tuning import outcome
 from llmscale.runtime.events import read_events
 from llmscale.runtime.metrics import read_metrics
 
-RUNS = Path("bench/results/gsm8k")
-DATA = RUNS / "data"
 PICTURE = Path("docs/pictures/gsm8k.png")
 
-LAYOUT = ("parallel.tensor=1", "parallel.pipeline=1", "cluster.processes_per_node=2", "cluster.threads=1")
-"""Two replicas: on few cores quicker than what the configs show."""
-SEQUENCE_LENGTH = 512
-PRETRAINING_STEPS, PRETRAINING_ROWS = 280, 8
 STEPS, ROWS = 100, 4
-VALIDATION_BATCHES = 28
-"""All held-out problems, and most of the held-out text of the corpus."""
-HELD_OUT = 8
-"""Of 256 problems."""
 
 FULL = ("optimizer.lr=1e-3",)
 WAYS: dict[str, tuple[str, ...]] = {
@@ -69,87 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(problems: Path) -> None:
     make_tokenizer_and_corpus()
-    counts = split(problems)
+    counts = split(problems, "question", HELD_OUT, DATA)
     question = shortest_question()
     pretrained = pretrain()
-    runs = {name: fine_tune(name, pretrained, question) for name in WAYS}
+    runs = {
+        name: fine_tune(name.replace(" ", "-").lower(), pretrained, question, STEPS, ROWS, *changes)
+        for name, changes in WAYS.items()
+    }
     print(f"\n{counts['train']:,} problems to train on, {counts['validation']:,} held out\n")
     print_table(runs)
     print_answers(question, runs)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     PICTURE.write_bytes(render(draw, [gather(run) for run in runs.values()], "png", (7.0, 4.5)))
     print(f"\n{PICTURE}")
-
-
-def split(problems: Path) -> dict[str, int]:
-    """Write `train.jsonl` and `validation.jsonl`; the hash of a question tells where it goes."""
-    lines: dict[str, list[bytes]] = {"train": [], "validation": []}
-    for line in problems.read_bytes().splitlines(keepends=True):
-        digest = hashlib.sha256(json.loads(line)["question"].encode()).digest()
-        lines["validation" if digest[0] < HELD_OUT else "train"].append(line)
-    for name, found in lines.items():
-        with replace_file(DATA / f"{name}.jsonl") as file:
-            file.writelines(found)
-    return {name: len(found) for name, found in lines.items()}
-
-
-def shortest_question() -> str:
-    records = [json.loads(line) for line in (DATA / "validation.jsonl").open()]
-    return min((record["question"] for record in records), key=len)
-
-
-def pretrain() -> Path:
-    """A model of the demo's size that has read the demo's corpus."""
-    return once(
-        "pretrained",
-        "configs/pretrain/tiny.yaml",
-        PRETRAINING_ROWS,
-        "optimizer.lr=2e-3",
-        f"train.steps={PRETRAINING_STEPS}",
-        f"optimizer.warmup_steps={PRETRAINING_STEPS // 10}",
-        f"train.validate_every={PRETRAINING_STEPS // 2}",
-        f"checkpoint.every={PRETRAINING_STEPS // 4}",
-    )
-
-
-def fine_tune(name: str, pretrained: Path, question: str) -> Path:
-    entry = "{{path: {}, fields: {{instruction: question, output: answer}}}}"
-    asked = {"prompts": [question], "max_new_tokens": 100}
-    return once(
-        name.replace(" ", "-").lower(),
-        "configs/sft/tiny.yaml",
-        ROWS,
-        f"train.init_from={pretrained}",
-        f"data.train=[{entry.format(DATA / 'train.jsonl')}]",
-        f"data.validation=[{entry.format(DATA / 'validation.jsonl')}]",
-        f"train.steps={STEPS}",
-        f"optimizer.warmup_steps={STEPS // 10}",
-        f"train.validate_every={STEPS // 2}",
-        f"train.generate={json.dumps(asked)}",
-        f"checkpoint.every={STEPS // 2}",
-        "checkpoint.keep_best=false",
-        "zero.stage=1",
-        *WAYS[name],
-    )
-
-
-def once(name: str, config: str, rows: int, *overrides: str) -> Path:
-    """The run of this name, trained to its end unless it is there.
-
-    Args:
-        rows: of a step, half of them on each replica.
-    """
-    run = RUNS / name
-    if not any(event.kind == "finished" for event in read_events(run)):
-        sizes = (
-            f"train.sequence_length={SEQUENCE_LENGTH}",
-            f"train.global_batch_size={rows}",
-            f"train.micro_batch_size={rows // 2}",
-            f"train.validation_batches={VALIDATION_BATCHES}",
-        )
-        places = (f"run.root={RUNS}", f"run.name={name}", "logging.wandb=off")
-        llmscale("train", config, *places, *LAYOUT, *sizes, *overrides)
-    return run
 
 
 def print_table(runs: dict[str, Path]) -> None:
