@@ -18,7 +18,8 @@ from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from tests.distributed.tuning_examples import VOCABULARY, made_up_examples, sft_config
-from tests.peers_sft import packed_examples, single_threaded, trl_trainer
+from tests.peers_sft import packed_examples, trl_trainer
+from tests.peers_trl import single_threaded
 from tests.ranks import run_ranks
 
 AGREEMENT = 1e-5
