@@ -30,15 +30,24 @@ console = Console(stderr=True)
 
 
 def label(
-    config: Annotated[Path, typer.Argument(help="What to label, by whom (.yaml).", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="What to label, and by whom: configs/label/helpful.yaml, or a file like it.",
+            show_default=False,
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, such as records=my/prompts.jsonl."),
     ] = None,
 ) -> None:
-    """Let a language model judge answers, and write its preferences; goes on where it was stopped.
+    """Let a language model judge answers, and write its preferences to train on.
 
-    Each answer of the judge is kept as it comes and paid for once. Exit code 75: stopped, or the budget is
-    spent; the same command goes on.
+    Each answer of the judge is kept as it comes, and paid for once: the same command goes on where it
+    stopped.
+
+    Exit codes: 0 done, 1 the judge gives no answers, 2 bad input, 75 stopped, or the budget is spent.
     """
     from llmscale.data.label.ask import Unfinished  # noqa: PLC0415 -- --help stays fast
     from llmscale.data.label.label import ANSWERS, label  # noqa: PLC0415

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from llmscale.data.chat.conversation import BadRecord, Message
 from llmscale.data.label.verdict import Winner
+from llmscale.data.preferences.records import Said, read_answers
 from llmscale.data.records import Record
 
 SWAPPED: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
 
-NAMES = ("prompt", "chosen", "rejected", "responses", "ranks")
+NAMES = ("prompt", "instruction", "messages", "chosen", "rejected", "responses", "ranks")
 
 
 class UnusableRecord(ValueError):
@@ -56,18 +58,54 @@ def read_record(line: int, record: Record, fields: Mapping[str, str]) -> Judged:
         UnusableRecord: it has no prompt, or answers that are none.
     """
     found = {name: record.get(fields.get(name, name)) for name in NAMES}
-    prompt, responses, ranks = found["prompt"], found["responses"], found["ranks"]
-    if prompt is None:
-        raise UnusableRecord("has no prompt; `fields` says what it is called")
-    if responses is None and found["chosen"] is not None and found["rejected"] is not None:
-        responses, ranks = [found["chosen"], found["rejected"]], [0, 1]
-    if responses is None:
-        responses = []
+    if found["responses"] is None and found["chosen"] is not None and found["rejected"] is not None:
+        prompt, responses = _compared(record, fields, found)
+        ranks: Any = [0, 1]
+    else:
+        prompt, responses = _prompt(found), [] if found["responses"] is None else found["responses"]
+        ranks = found["ranks"]
     if not isinstance(responses, list):
         raise UnusableRecord("responses is no list")
     for text in (prompt, *responses):
         as_text(text)
     return Judged(line, prompt, tuple(responses), _ranks(ranks, len(responses)))
+
+
+def _compared(record: Record, fields: Mapping[str, str], found: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """The prompt, the chosen and the rejected answer: texts stay texts, and of conversations only the
+    beginning that both have is the prompt."""
+    given = [found[name] for name in ("prompt", "chosen", "rejected")]
+    if all(isinstance(one, str) for one in given):
+        return given[0], given[1:]
+    try:
+        answers = read_answers(record, fields, with_margin=False)
+    except BadRecord as error:
+        raise UnusableRecord(str(error)) from None
+    if len(answers.answers) > 2:
+        message = "has several rejected answers; as a list in `responses` every two of them are compared"
+        raise UnusableRecord(message)
+    prompt, *responses = (
+        _as_written(said) for said in (answers.prompt, *(one.said for one in answers.answers))
+    )
+    return prompt, responses
+
+
+def _as_written(said: Said) -> str | list[Message]:
+    return said if isinstance(said, str) else list(said)
+
+
+def _prompt(found: Mapping[str, Any]) -> Any:
+    """An instruction is what a user says."""
+    if found["prompt"] is not None:
+        return found["prompt"]
+    if isinstance(found["instruction"], str):
+        return [{"role": "user", "content": found["instruction"]}]
+    if found["messages"] is not None:
+        raise UnusableRecord(
+            "has messages and no prompt: where they end with what a user says, fields={prompt: messages} "
+            "makes them one; where they end with an answer, there is nothing to compare it with"
+        )
+    raise UnusableRecord("has no prompt; `fields` says what it is called")
 
 
 def pairs_of(judged: Judged) -> Iterator[Pair]:

@@ -17,6 +17,7 @@ from llmscale.data.label.pace import Pace, Stopped, retry_after
 from llmscale.data.label.pairs import UnusableRecord, pairs_of, read_record
 from llmscale.data.label.template import JudgeTemplate
 from llmscale.data.label.verdict import Verdict, read_verdict, reconcile, spoken_at
+from llmscale.data.preferences.records import read_answers
 
 WORDS = WordsSection()
 MARKED = WordsSection(marker="Verdict:", tie="tie")
@@ -132,6 +133,45 @@ def test_every_two_responses_are_a_pair() -> None:
             assert (pair.a if pair.human == "a" else pair.b).strip() == "x"
 
 
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+USER, GOOD, BAD = said("user", "p"), said("assistant", "good"), said("assistant", "bad")
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, {}),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, {}),
+        ({"prompt": "p", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, {}),
+        ({"instruction": "p", "chosen": "good", "rejected": "bad"}, {}),
+        ({"question": "p", "chosen": "good", "no": "bad"}, {"instruction": "question", "rejected": "no"}),
+    ],
+)
+def test_whatever_says_who_speaks_becomes_messages(record: dict[str, Any], fields: dict[str, str]) -> None:
+    """What comes out is trained on as what went in."""
+    (pair,) = pairs_of(read_record(1, record, fields))
+    assert pair.prompt == [USER]
+    chosen, rejected = (pair.a, pair.b) if pair.human == "a" else (pair.b, pair.a)
+    assert (chosen, rejected) == ([GOOD], [BAD])
+    read = [
+        read_answers(one, names, with_margin=False)
+        for one, names in (
+            (record, fields),
+            ({"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}, {}),
+        )
+    ]
+    assert [*read[0].contents()] == [*read[1].contents()]
+
+
+def test_a_prompt_of_messages_is_a_prompt() -> None:
+    for record, fields in (({"messages": [USER]}, {"prompt": "messages"}), ({"instruction": "p"}, {})):
+        judged = read_record(1, record, fields)
+        assert (judged.prompt, judged.responses) == ([USER], ())
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -139,7 +179,11 @@ def test_every_two_responses_are_a_pair() -> None:
         ({"prompt": "p", "responses": "x"}, "no list"),
         ({"prompt": "p", "responses": ["x", 3]}, "texts or lists of messages"),
         ({"prompt": "p", "responses": ["x", "y"], "ranks": [1]}, "one for each"),
-        ({"prompt": [{"role": "user"}], "chosen": "x", "rejected": "y"}, "content is no text"),
+        ({"prompt": [{"role": "user"}], "chosen": "x", "rejected": "y"}, "neither a content nor tool_calls"),
+        ({"prompt": [{"role": "user"}], "responses": ["x", "y"]}, "content is no text"),
+        ({"messages": [{"role": "user", "content": "x"}]}, r"fields=\{prompt: messages\}"),
+        ({"prompt": "p", "chosen": "x", "rejected": ["y", "z"]}, "as a list in `responses`"),
+        ({"chosen": "x", "rejected": "y"}, "has no prompt, and chosen and rejected do not begin alike"),
     ],
 )
 def test_unusable_records_say_why(record: dict[str, Any], message: str) -> None:
@@ -177,14 +221,14 @@ def test_answers_outlive_a_cut_line_and_refuse_a_damaged_one(tmp_path: Path) -> 
 
 
 def test_a_question_is_known_by_all_that_it_depends_on() -> None:
-    said = [{"role": "user", "content": "x"}]
+    asked = [{"role": "user", "content": "x"}]
     keys = {
-        question("judge", said).key,
-        question("other", said).key,
-        question("judge", said, 1).key,
+        question("judge", asked).key,
+        question("other", asked).key,
+        question("judge", asked, 1).key,
         question("judge", [{"role": "system", "content": "x"}]).key,
     }
-    assert len(keys) == 4 and question("judge", said).key in keys
+    assert len(keys) == 4 and question("judge", asked).key in keys
 
 
 def test_every_problem_of_a_config_is_told_at_once(tmp_path: Path) -> None:
