@@ -103,7 +103,8 @@ class CandidatesSection(RespondentSection):
 class LabelConfig(Section):
     records: Path
     """File of records, or `hf:NAME[:SPLIT]`: `prompt` (or `instruction`), and `chosen` and `rejected` (a
-    human's choice), or `responses` with or without `ranks` (a human's), or nothing more, with `candidates`."""
+    human's choice), or `responses` with or without `ranks` (a human's), or nothing more, with
+    `candidates`."""
     fields: dict[str, str] = {}
     """What the fields of the records are called: `{prompt: question}`."""
     output: Path
