@@ -42,7 +42,7 @@ def check_run(config: Config, before: Mapping[Path, Config] | None = None) -> li
 
 def _comes_later(value: object, before: Mapping[Path, Config]) -> bool:
     """Whether a missing file lies in the folder of a run that comes first."""
-    return isinstance(value, Path) and any(value.absolute().is_relative_to(folder) for folder in before)
+    return isinstance(value, Path) and any(folder in before for folder in value.absolute().parents)
 
 
 def check_fits(config: Config) -> Iterator[Problem]:

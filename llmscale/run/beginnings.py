@@ -16,6 +16,7 @@ from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.tokenizer import TOKENIZER, open_encoder, tokenizer_hash
 from llmscale.model.families.table import family
 from llmscale.model.tensors import EMBEDDING, POSITIONS
+from llmscale.run.export_head import head_of
 from llmscale.runtime.run_folder import CONFIG_NAME
 
 ARCHITECTURE: dict[str, Callable[[ModelSection], object]] = {
@@ -49,6 +50,8 @@ class Origin:
     tokenizer: Path | None
     """Folder of the tokenizer whose tokens the weights know, where it can be found."""
     tokenizer_hash: str | None
+    has_head: bool
+    """Scores texts, and has no output layer to write with."""
 
 
 def check_init_from(config: Config, before: Mapping[Path, Config] | None = None) -> list[Problem]:
@@ -68,6 +71,7 @@ def check_init_from(config: Config, before: Mapping[Path, Config] | None = None)
     except InputError as error:
         return error.problems
     return [
+        *_head_problems(config, source, origin, before or {}),
         *_architecture_problems(config, origin),
         *_vocabulary_problems(config, origin),
         *_tokenizer_problems(config, origin),
@@ -119,6 +123,7 @@ def _planned_origin(source: Path, config: Config) -> Origin:
         else None,
         tokenizer=tokenizer if is_there else None,
         tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer is not None and is_there else None,
+        has_head=config.outputs is not None,
     )
 
 
@@ -134,6 +139,7 @@ def _folder_origin(source: Path) -> Origin:
         learned_positions=model.max_positions if model.family == "gpt2" else None,
         tokenizer=source if has_tokenizer else None,
         tokenizer_hash=tokenizer_hash(source) if has_tokenizer else None,
+        has_head=found.outputs is not None,
     )
 
 
@@ -170,6 +176,7 @@ def _checkpoint_origin(source: Path) -> Origin:
         learned_positions=rows.get(POSITIONS),
         tokenizer=_run_tokenizer(newest.path, known),
         tokenizer_hash=str(known) if known else None,
+        has_head=head_of(manifest.description) is not None,
     )
 
 
@@ -180,6 +187,21 @@ def _run_tokenizer(checkpoint: Path, known_hash: object) -> Path | None:
         return path if path is not None and tokenizer_hash(path) == known_hash else None
     except (OSError, ValueError, InputError):
         return None
+
+
+def _head_problems(
+    config: Config, source: Path, origin: Origin, before: Mapping[Path, Config]
+) -> Iterator[Problem]:
+    """A model that writes cannot begin from one that scores; the other way round the head is new."""
+    if not origin.has_head or config.outputs is not None:
+        return
+    planned = before.get(source.absolute())
+    begun = None if planned is None else planned.train.init_from
+    message = (
+        "has a head that scores texts in place of an output layer (task: reward or classify), and "
+        f"task={config.task} needs a model that writes; name what it began from itself"
+    )
+    yield Problem("train.init_from", source, message if begun is None else f"{message}: {begun}")
 
 
 def _architecture_problems(config: Config, origin: Origin) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from llmscale.data.tokenizer import open_encoder
 from llmscale.data.train_tokenizer import train_tokenizer
 from llmscale.model.huggingface import hugging_face_config
 from llmscale.parallel.environment import RankEnvironment
+from llmscale.run.beginnings import check_init_from
 from llmscale.run.deep_verify import plan_check
 from llmscale.run.export import plan_export
 from llmscale.run.huggingface import copy_tokenizer
@@ -290,3 +291,14 @@ def scores_of_peer(model: Any, folder: Path, texts: list[str], padded: bool = Tr
 def test_a_classifier_does_not_write(trained: WholeRun) -> None:
     with pytest.raises(InputError, match="cannot write"):
         find_target(str(trained.folder), trained.folder.parent)
+
+
+def test_what_writes_does_not_begin_from_a_classifier(place: Place, trained: WholeRun) -> None:
+    """Another classifier does, or a reward model: their heads are new."""
+    begun = load_config(place.config, [f"train.init_from={trained.folder}"])
+    for task in ("classify", "reward"):
+        assert check_init_from(begun.model_copy(update={"task": task})) == []
+    for task in ("pretrain", "sft", "dpo"):
+        (problem,) = check_init_from(begun.model_copy(update={"task": task}))
+        assert problem.key == "train.init_from"
+        assert f"task={task} needs a model that writes" in problem.message

@@ -1,6 +1,7 @@
 """Sweeps and pipelines: which runs they are, in which order, and how they are found again."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from llmscale_launcher.job import read_job
 from llmscale.commands.submit import submit
 from llmscale.config.load import read_resolved
 from llmscale.config.problems import InputError
+from llmscale.config.tree import read_tree
 from llmscale.data.tokenize import tokenize
 from llmscale.data.train_tokenizer import train_tokenizer
 from tests.launcher.fake_backend import FakeBackend
@@ -166,21 +168,82 @@ def test_bad_pipelines(pipeline: Path, scheduler: FakeScheduler, change: tuple[s
     assert scheduler.calls("sbatch") == []
 
 
-def test_the_shipped_pipeline(place: Path, repository: Path, fake_backend: type[FakeBackend]) -> None:
-    """On a small corpus and a few conversations, where the demo's would lie."""
+SHIPPED = {
+    "tiny": ["pretrain", "continue", "anneal", "sft"],
+    "preferences": ["pretrain", "sft", "reward", "dpo"],
+}
+BEGINNINGS = {
+    "tiny": [None, "pretrain", "continue", "anneal"],
+    "preferences": [None, "pretrain", "sft", "sft"],
+}
+"""The stage whose weights each begins from."""
+
+
+@pytest.fixture
+def demo(place: Path) -> None:
+    """A small corpus, a few conversations and preferences, where the demo's would lie."""
     texts = [f"Text {number} of {number**2} words, and no word more.\n" for number in range(500)]
     (place / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     train_tokenizer(texts, place / "demo" / "tokenizer", 380, "bpe", threads=1)
     (place / "demo" / "corpus").mkdir()
     tokenize(["texts.jsonl"], place / "demo" / "tokenizer", place / "demo" / "corpus" / "stdlib")
-    (place / "demo" / "sft").mkdir()
-    for name in ("train", "validation"):
-        records = [{"prompt": "How many?", "completion": text} for text in texts]
-        (place / "demo" / "sft" / f"{name}.jsonl").write_text(
-            "".join(json.dumps(record) + "\n" for record in records)
-        )
-    submit(repository / "configs" / "pipeline" / "tiny.yaml", [])
+    records = {
+        "sft": [{"prompt": "How many?", "completion": text} for text in texts],
+        "preferences": [{"prompt": "How many?", "chosen": text, "rejected": f"No {text}"} for text in texts],
+    }
+    for kind, found in records.items():
+        (place / "demo" / kind).mkdir()
+        for name in ("train", "validation"):
+            (place / "demo" / kind / f"{name}.jsonl").write_text(
+                "".join(json.dumps(record) + "\n" for record in found)
+            )
+
+
+@pytest.mark.usefixtures("demo")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_pipelines(name: str, repository: Path, fake_backend: type[FakeBackend]) -> None:
+    file = repository / "configs" / "pipeline" / f"{name}.yaml"
+    submit(file, [])
+    called = read_tree(file, "")["pipeline"]["name"]
     assert [request.folder.name for request in fake_backend.requests] == [
-        f"tiny-pipeline-{stage}" for stage in ("pretrain", "continue", "anneal", "sft")
+        f"{called}-{stage}" for stage in SHIPPED[name]
     ]
-    assert fake_backend.requests[-1].config.train.init_from == Path("runs", "tiny-pipeline-anneal")
+    assert [request.config.train.init_from for request in fake_backend.requests] == [
+        stage and Path("runs", f"{called}-{stage}") for stage in BEGINNINGS[name]
+    ]
+
+
+@pytest.mark.usefixtures("demo")
+@pytest.mark.parametrize(
+    ("change", "stage", "message"),
+    [
+        (
+            ("{sft}", "{reward}"),
+            "reward",
+            r"task=dpo needs a model that writes; .* itself: runs/preferences-sft$",
+        ),
+        (
+            ("sft/tiny.yaml", "sft/tiny.yaml\n      overrides: {peft: prefix_tuning}"),
+            "sft",
+            "keys and values that are seen before each text",
+        ),
+    ],
+)
+def test_what_a_stage_will_leave_is_not_what_the_next_can_begin_from(
+    repository: Path,
+    place: Path,
+    fake_backend: type[FakeBackend],
+    change: tuple[str, str],
+    stage: str,
+    message: str,
+) -> None:
+    shipped = (repository / "configs" / "pipeline" / "preferences.yaml").read_text()
+    changed = shipped.replace(*change).replace("../", f"{repository}/configs/")
+    assert changed.count(change[1]) == 1
+    (place / "changed.yaml").write_text(changed)
+    with pytest.raises(InputError) as caught:
+        submit(place / "changed.yaml", [])
+    for problem in caught.value.problems:
+        assert (problem.key, problem.value) == ("train.init_from", Path(f"runs/preferences-{stage}"))
+        assert re.search(message, problem.message)
+    assert fake_backend.requests == []
