@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from bench.sft_workload import Clock, TuningWorkload, config_of, examples
+from bench.sft_workload import TuningWorkload, examples
+from bench.tuning import Clock, config_of
 from llmscale.data.blend import Blend
 from llmscale.data.example_rows import ExampleRows
 from llmscale.data.examples import ExampleSet, write_examples
@@ -22,7 +23,7 @@ def main() -> None:
     workload = TuningWorkload.from_command_line()
     torch.set_num_threads(workload.threads)
     environment = RankEnvironment.from_variables()
-    config = config_of(workload)
+    config = config_of(workload, workload.sequences, task="sft", sft={"packing": workload.packing})
     world = World(Layout.of(config.parallel, environment.world_size), connect(environment))
     engine = Engine(config, world, workload.vocabulary_size, CausalLM())
     clock = Clock(workload.seconds)
@@ -36,7 +37,7 @@ def main() -> None:
             while not done:
                 result = engine.step(source.step_batches(consumed, workload.sequences))
                 consumed += workload.sequences
-                done = clock.step(result.tokens, result.loss)
+                done = clock.step(result.loss, {"tokens": result.tokens})
     clock.report()
     disconnect()
 
