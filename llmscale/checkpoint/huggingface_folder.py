@@ -17,8 +17,8 @@ from llmscale.checkpoint.manifest import DTYPE_BYTES
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import ModelSection
 from llmscale.model.families.table import family as family_named
-from llmscale.model.huggingface import model_of
-from llmscale.model.tensors import EMBEDDING, OUTPUT, hugging_face_shapes
+from llmscale.model.huggingface import has_head, model_of
+from llmscale.model.tensors import EMBEDDING, OUTPUT, SCORE, hugging_face_shapes
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -62,6 +62,13 @@ class HuggingFaceFolder:
     files: tuple[WeightFile, ...]
     tensors: dict[str, FolderTensor]
     """By the names that our checkpoints use, without duplicates of a tied output."""
+
+    @property
+    def outputs(self) -> int | None:
+        """Scores that it gives of a text; None of a model that writes."""
+        if not has_head(self.config):
+            return None
+        return self.tensors[SCORE].shape[0] if SCORE in self.tensors else 1
 
 
 def is_hugging_face_folder(path: Path) -> bool:
@@ -267,7 +274,7 @@ def _misfits(found: HuggingFaceFolder) -> Iterator[Problem]:
     """Tensors that are not those of the model that the folder's config tells of."""
     model = found.model
     assert model.vocabulary_size is not None and model.max_positions is not None
-    expected = hugging_face_shapes(model, model.vocabulary_size, model.max_positions)
+    expected = hugging_face_shapes(model, model.vocabulary_size, model.max_positions, found.outputs)
     for name in sorted(expected.keys() | found.tensors.keys()):
         tensor = found.tensors.get(name)
         if tensor is None:

@@ -68,6 +68,12 @@ def export_command(
         console.print(message, style="yellow", markup=False)
     if plan.tokenizer is None:
         console.print("The run names no tokenizer, so the folder has none.", style="yellow")
+    elif plan.padding is not None and plan.padding.id is None:
+        message = (
+            "The tokenizer has no token that could pad: what ends an answer is scored, and must not. "
+            "transformers takes one answer at a time of this model."
+        )
+        console.print(message, style="yellow")
 
 
 def import_command(

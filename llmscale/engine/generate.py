@@ -14,10 +14,10 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from llmscale.engine.forward import telling_rank, through_stages
 from llmscale.engine.sampling import SamplingOptions, next_tokens
 from llmscale.model.attention import KeyValueCache, SelfAttention
 from llmscale.model.language_model import LanguageModel
-from llmscale.parallel.layout import Coordinates
 from llmscale.parallel.world import World
 
 OnTokens = Callable[[list[int | None]], None]
@@ -95,7 +95,7 @@ class Generator:
             else:
                 found_BT = logits_1BV[0].double().log_softmax(dim=-1)[:, list(tokens)].contiguous()
             if self.world.model_group.size() > 1:
-                torch.distributed.broadcast(found_BT, self._choosing_rank, group=self.world.model_group)
+                torch.distributed.broadcast(found_BT, telling_rank(self.world), group=self.world.model_group)
         return found_BT.tolist()
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -110,23 +110,7 @@ class Generator:
     def _hidden_states(self, tokens_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
         """Through all chunks of all stages in the model's order; the last token's [1, B, H] on the last
         stage, and nothing of use elsewhere."""
-        group = self.world.pipeline_group
-        stage, stages = group.rank(), group.size()
-        batch, sequence = tokens_BS.shape
-        hidden = tokens_BS
-        for chunk in self.chunks:
-            if not chunk.pre_process:
-                hidden = torch.empty(
-                    (sequence, batch, chunk.config.hidden_size),
-                    dtype=chunk.config.params_dtype,
-                    device=self.world.device,
-                )
-                torch.distributed.recv(hidden, group=group, group_src=(stage - 1) % stages)
-                chunk.set_input_tensor(hidden)
-            hidden = chunk.hidden_states(tokens_BS, position_ids_BS)
-            if not chunk.post_process:
-                torch.distributed.send(hidden.contiguous(), group=group, group_dst=(stage + 1) % stages)
-        return hidden[-1:]
+        return through_stages(self.chunks, self.world, tokens_BS, position_ids_BS)[-1:]
 
     def _choose(self, hidden_1BH: Tensor, batch: int, options: SamplingOptions, step: int) -> Tensor:
         """The next tokens, int64 [B], chosen by one rank and the same on all."""
@@ -136,14 +120,8 @@ class Generator:
         else:
             tokens_B = next_tokens(logits_1BV[0], options, step)
         if self.world.model_group.size() > 1:
-            torch.distributed.broadcast(tokens_B, self._choosing_rank, group=self.world.model_group)
+            torch.distributed.broadcast(tokens_B, telling_rank(self.world), group=self.world.model_group)
         return tokens_B
-
-    @property
-    def _choosing_rank(self) -> int:
-        """Global rank of tensor rank 0 of the last stage of this replica."""
-        layout, place = self.world.layout, self.world.coordinates
-        return layout.rank(Coordinates(0, place.context, place.data, layout.pipeline - 1))
 
 
 class _Texts:

@@ -22,6 +22,12 @@ ARCHITECTURES = {
 }
 """Our family, which is transformers' `model_type` too, and its class there."""
 
+CLASSIFIERS = {
+    name: architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "ForSequenceClassification"
+    for name, architecture in ARCHITECTURES.items()
+}
+"""With a head that scores texts in place of the output layer."""
+
 DEFAULT_ROPE_BASE = 10000.0
 
 SAYS_NOTHING = frozenset(
@@ -137,7 +143,7 @@ def model_of(config: Mapping[str, Any]) -> ModelSection:
     if not isinstance(family, str) or family not in ARCHITECTURES:
         reading.refuse("model_type", family, f"is none of {', '.join(ARCHITECTURES)}, which llmscale knows")
         raise InputError(reading.problems)
-    reading.only("architectures", [ARCHITECTURES[family]])
+    reading.only("architectures", [ARCHITECTURES[family]], [CLASSIFIERS[family]])
     fields = {"family": family, "vocabulary_size": reading.size("vocab_size")}
     fields["initializer_range"] = reading.number("initializer_range", 0.02)
     fields["tie_embeddings"] = reading.flag("tie_word_embeddings", family == "gpt2")
@@ -146,6 +152,11 @@ def model_of(config: Mapping[str, Any]) -> ModelSection:
     if reading.problems:
         raise InputError(reading.problems)
     return _checked(fields)
+
+
+def has_head(config: Mapping[str, Any]) -> bool:
+    """A `config.json` tells of a model that scores texts, and does not write."""
+    return config.get("architectures") == [CLASSIFIERS.get(config.get("model_type", ""))]
 
 
 def _read_gpt2(reading: "_Reading") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from llmscale.engine.schedule import ScheduledChunk
 from llmscale.objectives.table import objective_of
 from llmscale.parallel.distributed import disconnect
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.run.export_head import LABELLED
+from llmscale.run.export_head import config_of_head
 from llmscale.run.loaded_model import load_model
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.runtime.rank_variables import prepare_environment
@@ -91,7 +91,7 @@ def plan_check(
             "train": {"precision": description["precision"], "sequence_length": stored.sequence_length},
             "parallel": _parallel(description["layout"]) if own_layout else {},
             PEFT: description.get(PEFT, {}),
-            **({LABELLED: description[LABELLED], "task": "classify"} if LABELLED in description else {}),
+            **config_of_head(description),
         }
     )
     config = with_overrides(config, overrides)

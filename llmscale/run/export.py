@@ -19,13 +19,23 @@ from llmscale.checkpoint.tuned import PEFT, VOCABULARY
 from llmscale.config.problems import InputError
 from llmscale.config.schema import Config, ModelSection
 from llmscale.config.tuning import PeftSection
-from llmscale.data.chat.template import chat_template
+from llmscale.data.chat.encode import chat_encoder
+from llmscale.data.chat.template import template_of
 from llmscale.data.files import replace_folder
 from llmscale.data.tokenizer import special_token_ids
 from llmscale.model.huggingface import hugging_face_config
 from llmscale.model.tensors import hugging_face_shapes, not_begun_from, vocabulary_tensors
 from llmscale.run.export_adapter import AdapterExport, adapter_problems
-from llmscale.run.export_head import head_of, outputs_of, what_it_tells, with_head
+from llmscale.run.export_head import (
+    REWARD,
+    Padding,
+    head_of,
+    outputs_of,
+    padding_of_answers,
+    padding_of_texts,
+    what_it_tells,
+    with_head,
+)
 from llmscale.run.huggingface import copy_tokenizer, json_file, refuse_filled
 from llmscale.run.target import StoredModel, find_model, tokenizer_problems
 
@@ -49,6 +59,8 @@ class Export:
     """It is a model that writes, and none with a head."""
     chat_template: str | None = None
     """The one that the run was tuned with."""
+    padding: Padding | None = None
+    """Of texts that a head scores."""
     base: Base | None = None
     """Nothing else is needed."""
 
@@ -75,7 +87,8 @@ class Export:
             if self.writes:
                 write_new(unfinished / "generation_config.json", [json_file(self.special_tokens)])
             if self.tokenizer is not None:
-                copy_tokenizer(self.tokenizer, unfinished, self.chat_template)
+                pad_token = self.padding and self.padding.token
+                copy_tokenizer(self.tokenizer, unfinished, self.chat_template, pad_token)
 
 
 def plan_export(
@@ -126,9 +139,9 @@ def _plan_adapter(
     if problems:
         raise InputError(problems)
     template = _template(found.config, tokenizer)
-    head = head_of(manifest.description)
-    tells = None if head is None else what_it_tells(head, _special_tokens(tokenizer), tokenizer)
-    return AdapterExport(checkpoint, manifest, peft, model, base, tokenizer, dtype, template, tells)
+    head, padding = head_of(manifest.description), _padding(found.config, manifest, tokenizer)
+    tells = None if head is None or padding is None else what_it_tells(head, padding)
+    return AdapterExport(checkpoint, manifest, peft, model, base, tokenizer, dtype, template, tells, padding)
 
 
 def _plan_whole(found: StoredModel, manifest: Manifest, tokenizer: Path | None, dtype: torch.dtype) -> Export:
@@ -151,8 +164,9 @@ def _plan_whole(found: StoredModel, manifest: Manifest, tokenizer: Path | None, 
     special_tokens = _special_tokens(tokenizer)
     name = str(dtype).removeprefix("torch.")
     config = hugging_face_config(model, vocabulary_size, positions, name) | special_tokens
-    if head is not None:
-        config = with_head(config, head, special_tokens, tokenizer)
+    padding = _padding(found.config, manifest, tokenizer)
+    if head is not None and padding is not None:
+        config = with_head(config, head, padding)
     return Export(
         found.checkpoint.path,
         manifest,
@@ -163,18 +177,34 @@ def _plan_whole(found: StoredModel, manifest: Manifest, tokenizer: Path | None, 
         dtype,
         writes=head is None,
         chat_template=_template(found.config, tokenizer),
+        padding=padding,
     )
 
 
 def _template(config: Config, tokenizer: Path | None) -> str | None:
-    """The chat template of a model that a run has taught to answer; None of another one.
+    """The chat template of a model that a run has taught to answer, or to score answers; None of another one.
 
     Raises:
         InputError: it has gone.
     """
-    if config.task != "sft" or tokenizer is None:
+    if config.task not in ("sft", "dpo", "reward") or tokenizer is None:
         return None
-    return chat_template(tokenizer, config.sft.chat_template).file
+    template = template_of(config, tokenizer)
+    return template.file_for_scores if config.task == "reward" else template.file
+
+
+def _padding(config: Config, manifest: Manifest, tokenizer: Path | None) -> Padding | None:
+    """Of the texts that the model scores; None for one that writes.
+
+    Raises:
+        InputError: transformers could not tell where a padded text ends.
+    """
+    if head_of(manifest.description) is None:
+        return None
+    if REWARD not in manifest.description or tokenizer is None:
+        return padding_of_texts(tokenizer)
+    ends = chat_encoder(config, tokenizer, config.train.sequence_length).stops
+    return padding_of_answers(tokenizer, ends)
 
 
 def _special_tokens(tokenizer: Path | None) -> dict[str, int | None]:

@@ -24,6 +24,7 @@ from llmscale.config.tuning import PeftSection
 from llmscale.data.files import replace_folder
 from llmscale.model.families.table import family
 from llmscale.model.tensors import SCORE, hugging_face_shapes
+from llmscale.run.export_head import Padding
 from llmscale.run.huggingface import copy_tokenizer, json_file, refuse_filled
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,6 +56,8 @@ class AdapterExport:
     """The one that the run was tuned with."""
     head: Mapping[str, Any] | None = None
     """What a head that was trained beside the update tells; None of a model that writes."""
+    padding: Padding | None = None
+    """Of texts that it scores."""
 
     @property
     def names(self) -> list[str]:
@@ -90,7 +93,8 @@ class AdapterExport:
             if self.head is not None:
                 write_new(unfinished / HEAD, [json_file(self.head)])
             if self.tokenizer is not None:
-                copy_tokenizer(self.tokenizer, unfinished, self.chat_template)
+                pad_token = self.padding and self.padding.token
+                copy_tokenizer(self.tokenizer, unfinished, self.chat_template, pad_token)
 
     def _renamed(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By the names that the library gives them."""

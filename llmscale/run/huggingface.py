@@ -12,9 +12,10 @@ from llmscale.config.schema import Config
 from llmscale.data.tokenizer import TOKENIZER
 
 CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     TOKENIZER,
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     CHAT_TEMPLATE,
@@ -27,7 +28,8 @@ TOKENIZER_FILES = (
 def folder_config(
     found: HuggingFaceFolder, name: str, tokenizer: Path | None, vocabulary_size: int | None = None
 ) -> Config:
-    """The config of a run that would have made this model."""
+    """The config of a run that would have made this model; that of a head is said to be a reward's."""
+    head = {} if found.outputs is None else {"task": "reward"}
     low = found.config.get("dtype", found.config.get("torch_dtype")) in ("bfloat16", "float16")
     model = found.model.model_copy(update={"vocabulary_size": vocabulary_size or found.model.vocabulary_size})
     return Config.model_validate(
@@ -37,6 +39,7 @@ def folder_config(
             "tokenizer": {"path": tokenizer},
             "train": {"sequence_length": found.model.max_positions, "precision": "bf16" if low else "fp32"},
             "logging": {"wandb": "off"},
+            **head,
         }
     )
 
@@ -55,11 +58,14 @@ def refuse_filled(folder: Path) -> None:
         raise InputError([Problem("OUT", folder, "is there already, and not empty; choose another folder")])
 
 
-def copy_tokenizer(source: Path, target: Path, template: str | None = None) -> None:
+def copy_tokenizer(
+    source: Path, target: Path, template: str | None = None, pad_token: str | None = None
+) -> None:
     """Copy the files that make a tokenizer, byte for byte, and nothing that could be run.
 
     Args:
         template: what its chat template shall be, where it is not what it was.
+        pad_token: what shall fill rows up, where it is not what it was.
     """
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
@@ -67,6 +73,10 @@ def copy_tokenizer(source: Path, target: Path, template: str | None = None) -> N
             shutil.copyfile(source / name, target / name)
     if template is not None:
         (target / CHAT_TEMPLATE).write_text(template)
+    if pad_token is not None:
+        config = target / TOKENIZER_CONFIG
+        tree = json.loads(config.read_bytes()) if config.is_file() else {}
+        config.write_bytes(json_file({**tree, "pad_token": pad_token}))
 
 
 def json_file(tree: Mapping[str, Any]) -> bytes:

@@ -68,6 +68,9 @@ def plan_import(folder: Path, output: Path, tokenizer: Path | None) -> Import:
         raise InputError([Problem("HF_FOLDER", folder, "is no folder")])
     refuse_filled(output)
     found = open_folder(folder)
+    if found.outputs is not None:
+        message = "scores texts and does not write; `llmscale score` and train.init_from take it as it is"
+        raise InputError([Problem("HF_FOLDER", folder, message)])
     tokenizer = tokenizer or folder_tokenizer(folder)
     model = found.model
     assert model.vocabulary_size is not None and model.max_positions is not None

@@ -65,6 +65,7 @@ def find_target(
     tensor: int = 1,
     pipeline: int = 1,
     base: Path | None = None,
+    scores: bool = False,
 ) -> Target:
     """The model in the run folder, checkpoint or Hugging Face folder `target`, or in the run of that name.
 
@@ -75,6 +76,7 @@ def find_target(
         tensor: ranks that shall share each matrix.
         pipeline: stages that the layers shall be cut into.
         base: of a model trained with PEFT: where its base is, if it has moved.
+        scores: a reward model is wanted, and else one that writes.
 
     Raises:
         InputError: no such model, or it cannot be used so.
@@ -83,18 +85,20 @@ def find_target(
         found = open_folder(Path(target))
         tokenizer = tokenizer or folder_tokenizer(found.path)
         folder, config, expected = found.path, folder_config(found, "target", tokenizer), None
+        outputs = found.outputs
         missing = f"{target} has no {TOKENIZER}: give the folder of the model's tokenizer"
         if base is not None:
             raise InputError([Problem("--base", base, f"is not needed: {target} has all of its weights")])
     else:
         model = find_model(target, root)
         folder, config, tokenizer = model.folder, model.config, tokenizer or model.tokenizer
+        outputs = config.outputs
         assert model.checkpoint.manifest is not None
         expected = on_moved_base(model.checkpoint.manifest, base).description.get("tokenizer_hash")
         missing = "the run names no tokenizer: give the one that its corpus was made with"
-    if config.task == "classify":
-        way_out = "`llmscale checkpoint export` makes a folder that transformers classifies with"
-        raise InputError([Problem("TARGET", target, f"tells labels of texts and cannot write; {way_out}")])
+    other_use = _other_use(config, outputs, scores)
+    if other_use is not None:
+        raise InputError([Problem("TARGET", target, other_use)])
     config = _with_layout(config, tensor, pipeline)
     problems = [problem for problem in check_config(config) if problem.key.startswith("parallel.")]
     if tokenizer is None:
@@ -107,6 +111,19 @@ def find_target(
     if problems:
         raise InputError(problems)
     return Target(config, folder, tokenizer, config.model.vocabulary_size or vocabulary_size(tokenizer), base)
+
+
+def _other_use(config: Config, outputs: int | None, scores: bool) -> str | None:
+    """What else than what is asked the model is for."""
+    is_reward = config.task == "reward" and outputs == 1
+    if scores:
+        return None if is_reward else "is no reward model; train one with task=reward"
+    if is_reward:
+        return "scores answers and cannot write; `llmscale score` asks it for scores"
+    if outputs is not None:
+        way_out = "`llmscale checkpoint export` makes a folder that transformers classifies with"
+        return f"tells labels of texts and cannot write; {way_out}"
+    return None
 
 
 def is_hugging_face(folder: Path) -> bool:

@@ -26,7 +26,7 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("llama", {"auto_map": {"AutoModel": "code.Model"}}, "auto_map"),
     ("llama", {"model_type": "mamba"}, "model_type"),
     ("llama", {"model_type": ["llama"]}, "model_type"),
-    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+    ("llama", {"architectures": ["LlamaForTokenClassification"]}, "architectures"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("llama", {"attention_dropout": 0.1}, "attention_dropout"),
