@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.runtime.run_folder import find_run
@@ -17,13 +19,33 @@ def report(
     ] = None,
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")] = Path("runs"),
 ) -> None:
-    """Write report.html (one self-contained file), loss.png and, where the runs measure it, forgetting.png
-    and confusion.png; several runs are laid over each other."""
+    """Write report.html (one self-contained file), loss.png and, where the runs measure it, preferences.png,
+    calibration.png, forgetting.png and confusion.png; several runs are laid over each other. The figures of
+    the validations are shown here, too."""
     folders = [find_run(run, root) for run in runs]
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError([Problem("report", "", "needs matplotlib: pip install 'llmscale[report]'")])
     for path in write_report(folders, out or folders[0]):
         typer.echo(path)
+    for folder in folders:
+        _show_figures(folder)
+
+
+def _show_figures(folder: Path) -> None:
+    """What the first, the best and the last validation have found."""
+    from llmscale.report.gather import gather  # noqa: PLC0415 -- as below
+    from llmscale.report.validations import figures_table  # noqa: PLC0415
+
+    figures = figures_table(gather(folder))
+    if figures is None:
+        return
+    heads, rows = figures
+    table = Table(title=folder.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def write_report(folders: list[Path], out: Path) -> list[Path]:
@@ -31,6 +53,8 @@ def write_report(folders: list[Path], out: Path) -> list[Path]:
     from llmscale.report.gather import gather  # noqa: PLC0415 -- the next two load matplotlib
     from llmscale.report.html import page  # noqa: PLC0415
     from llmscale.report.pictures import draw_confusion, draw_loss, draw_trade, render  # noqa: PLC0415
+    from llmscale.report.preference_pictures import draw_calibration, preference_pictures  # noqa: PLC0415
+    from llmscale.report.preferences import calibration, is_on_preferences  # noqa: PLC0415
     from llmscale.report.validations import confusion, trade  # noqa: PLC0415
 
     out.mkdir(parents=True, exist_ok=True)
@@ -41,10 +65,17 @@ def write_report(folders: list[Path], out: Path) -> list[Path]:
     trading = [run for run in found if trade(run) is not None]
     if trading:
         written["forgetting.png"] = render(draw_trade, trading, "png", (8.0, 4.5))
+    compared = [run for run in found if is_on_preferences(run)]
+    drawn = preference_pictures(compared) if compared else []
+    if drawn:
+        size = (5.5 * min(2, len(drawn)), 3.5 * -(-len(drawn) // 2))
+        written["preferences.png"] = render(drawn, compared, "png", size)
     for run in found:
+        own = ".png" if len(found) == 1 else f"-{run.name}.png"
+        if calibration(run) is not None:
+            written[f"calibration{own}"] = render(draw_calibration, [run], "png", (6.0, 4.5))
         if confusion(run) is not None:
-            name = "confusion.png" if len(found) == 1 else f"confusion-{run.name}.png"
-            written[name] = render(draw_confusion, [run], "png", (6.0, 4.5))
+            written[f"confusion{own}"] = render(draw_confusion, [run], "png", (6.0, 4.5))
     for name, data in written.items():
         temporary = out / f".{name}.new"
         temporary.write_bytes(data)

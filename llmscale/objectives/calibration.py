@@ -31,12 +31,17 @@ def calibration_sums(logit_D: Tensor, is_true_D: Tensor, weight_D: Tensor) -> Te
 
 def calibration(sums: Sequence[float]) -> dict[str, JsonValue]:
     """`calibration_error`, the mean distance of confidence and accuracy, and `calibration`: of each bin that
-    has any its share, its mean confidence and its accuracy."""
+    has any its count, its share, its mean confidence and its accuracy."""
     bins = list(zip(sums[:BINS], sums[BINS : 2 * BINS], sums[2 * BINS :]))
     total = sum(weight for weight, _, _ in bins)
     error = sum(abs(confidence - right) for _, confidence, right in bins) / max(total, 1.0)
     table: list[JsonValue] = [
-        {"share": weight / total, "confidence": confidence / weight, "accuracy": right / weight}
+        {
+            "count": weight,
+            "share": weight / total,
+            "confidence": confidence / weight,
+            "accuracy": right / weight,
+        }
         for weight, confidence, right in bins
         if weight
     ]

@@ -15,8 +15,11 @@ from llmscale.report.pictures import (
     render,
     validation_curve,
 )
+from llmscale.report.preference_pictures import draw_calibration, preference_pictures
+from llmscale.report.preferences import DRAWN, calibration, calibration_table, is_on_preferences
 from llmscale.report.validations import (
     confusion,
+    figures_table,
     label_table,
     metric_names,
     samples,
@@ -76,8 +79,15 @@ def _curves(runs: Sequence[RunData]) -> Iterable[str]:
         having = [run for run in runs if run.has(column)]
         if having:
             yield f"<div class='card'>{_svg(draw, having, NARROW)}</div>"
+    compared = [run for run in runs if is_on_preferences(run)]
+    for draw in preference_pictures(compared) if compared else []:
+        yield f"<div class='card'>{_svg(draw, compared, NARROW)}</div>"
     for name in dict.fromkeys(name for run in runs for name in metric_names(run)):
         having = [run for run in runs if name in metric_names(run)]
+        if compared and name in DRAWN:
+            having = [run for run in having if not is_on_preferences(run)]
+        if not having:
+            continue
         yield f"<div class='card'>{_svg(validation_curve(name), having, NARROW)}</div>"
     yield "</div>"
     trading = [run for run in runs if trade(run) is not None]
@@ -87,6 +97,14 @@ def _curves(runs: Sequence[RunData]) -> Iterable[str]:
 
 def _validations(run: RunData, heading: str) -> Iterable[str]:
     """What a run's validations tell, as far as there is more than a loss."""
+    figures = figures_table(run)
+    if figures is not None:
+        yield f"<h2>Figures{heading}</h2><div class='card'>{_table(*figures)}</div>"
+    told = calibration(run)
+    if told is not None:
+        picture, table = _svg(draw_calibration, [run], (5.5, 4.2)), _table(*calibration_table(told))
+        yield f"<h2>Calibration{heading}</h2><div class='grid'><div class='card'>{picture}</div>"
+        yield f"<div class='card'>{table}</div></div>"
     if any(event.details.keys() & {"metrics", "forgetting", "samples"} for event in run.validations):
         table = _table(*validation_table(run))
         yield f"<h2>Validations{heading}</h2><div class='card'>{table}</div>"

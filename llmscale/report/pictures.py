@@ -42,14 +42,23 @@ MOST_WITH_COUNTS = 15
 Draw = Callable[[Axes, Sequence[RunData]], None]
 
 
-def render(draw: Draw, runs: Sequence[RunData], kind: str, size: tuple[float, float]) -> bytes:
-    """The picture as `svg` or `png` bytes; `size` in inches."""
+def render(
+    draw: Draw | Sequence[Draw], runs: Sequence[RunData], kind: str, size: tuple[float, float]
+) -> bytes:
+    """The picture as `svg` or `png` bytes; `size` in inches. Several are panels of one, two in a row."""
+    drawn = [draw] if callable(draw) else list(draw)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=size)
-        draw(axes, runs)
-        axes.set_xlabel(axes.get_xlabel() or "step")
-        if axes.get_legend_handles_labels()[0] and (len(runs) > 1 or draw in SEVERAL_LINES):
-            axes.legend()
+        columns = min(2, len(drawn))
+        figure, grid = plt.subplots(-(-len(drawn) // columns), columns, figsize=size, squeeze=False)
+        for place, axes in enumerate(grid.flat):
+            if place >= len(drawn):
+                axes.remove()
+                continue
+            drawn[place](axes, runs)
+            axes.set_xlabel(axes.get_xlabel() or "step")
+            # What is there once needs no name.
+            if len(axes.get_legend_handles_labels()[0]) > 1:
+                axes.legend()
         buffer = io.BytesIO()
         # Without a date the same run gives the same bytes.
         metadata = {"Date": ""} if kind == "svg" else {}
@@ -133,10 +142,6 @@ def draw_confusion(axes: Axes, runs: Sequence[RunData]) -> None:
     axes.set_xlabel("label that was given")
     axes.set_ylabel("true label")
     axes.set_title(f"Confusion at step {found.step}")
-
-
-SEVERAL_LINES = (draw_loss, draw_trade)
-"""Pictures that have a legend for one run too."""
 
 
 def curve(key: str, title: str, percent: bool = False) -> Draw:

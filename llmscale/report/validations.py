@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from llmscale.report.gather import RunData
 from llmscale.runtime.events import Event
 
+ABBREVIATIONS = {"kl": "KL to the reference", "mse": "MSE", "mae": "MAE", "r2": "R²", "sft_loss": "SFT loss"}
+"""Names of metrics that are no words."""
+
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Heads, and rows."""
 
@@ -21,7 +24,7 @@ def metric_names(run: RunData) -> list[str]:
 
 def readable(name: str) -> str:
     """`macro_f1` → `Macro F1`."""
-    words = name.replace("_", " ").replace("f1", "F1")
+    words = ABBREVIATIONS.get(name) or name.replace("_", " ").replace("f1", "F1")
     return words[:1].upper() + words[1:]
 
 
@@ -69,6 +72,39 @@ def _row(event: Event, names: list[str], has_perplexity: bool, forgets: bool) ->
     if forgets:
         row += [f"{forgetting['loss']:.4f}", f"{forgetting['score']:+.4f}"] if forgetting else ["–", "–"]
     return tuple(row)
+
+
+def figures_table(run: RunData) -> Table | None:
+    """Each number of the validations: of the first one, of that with the lowest loss, and of the last; None
+    where there is none."""
+    events = run.validations
+    if not events:
+        return None
+    best = min(events, key=lambda event: event.details["loss"])
+    places = [("first", events[0]), ("lowest loss", best), ("last", events[-1])]
+    columns: dict[int | None, list[str]] = {}
+    for name, event in places:
+        columns.setdefault(event.step, []).append(name)
+    told = {event.step: _figures(event) for _, event in places}
+    names = list(dict.fromkeys(name for one in told.values() for name in one))
+    heads = ("", *(f"{', '.join(called)} (step {step})" for step, called in columns.items()))
+    rows = [(readable(name), *(_shown(told[step].get(name)) for step in columns)) for name in names]
+    return heads, rows
+
+
+def _figures(event: Event) -> dict[str, float]:
+    details = event.details
+    found: dict[str, float] = {"loss": details["loss"]}
+    if details.get("perplexity") is not None:
+        found["perplexity"] = details["perplexity"]
+    found |= numbers(event)
+    if details.get("forgetting"):
+        found["forgetting_score"] = details["forgetting"]["score"]
+    return found
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from llmscale.runtime.watcher import Watcher
 READ_SECONDS = 0.2
 LINE_SECONDS = 10.0
 """Without a terminal: seconds between lines."""
+SAID = ("prepared", "referred", "resumed", "tuned", "saved", "validated", "stopped_early")
+"""Events that are a line each."""
 SPEED_STEPS = 20
 """Steps over which the time that is left is judged."""
 
@@ -105,7 +107,7 @@ class Progress(Watcher):
             self.recent.append(record["step_seconds"])
             self.steps = record.get("steps", self.steps)
         for event in self.events.new():
-            if event["event"] in ("prepared", "resumed", "tuned", "saved", "validated", "stopped_early"):
+            if event["event"] in SAID:
                 self.say(describe_event(event["event"], event["step"], event))
             if event["event"] == "stopped_early":
                 self.steps = event["step"]
@@ -131,6 +133,8 @@ class Progress(Watcher):
 
     def _numbers(self, record: dict[str, Any]) -> Iterator[str]:
         yield f"loss {record['loss']:.4f}"
+        if record.get("accuracy") is not None:
+            yield f"accuracy {record['accuracy']:.1%}"
         yield f"{quantity(record['tokens_per_second'])} tokens/s"
         if record.get("mfu") is not None:
             yield f"MFU {record['mfu']:.1%}"

@@ -3,6 +3,7 @@
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 from llmscale.config.load import write_resolved
 from llmscale.config.schema import Config
@@ -42,3 +43,59 @@ def _train(hooks: Hooks, first: int, last: int, source: random.Random) -> None:
             hooks.on_validation(ValidationRecord(step, loss, math.exp(loss), 0.2))
             hooks.on_save(SaveRecord(step, 0.3, f"checkpoints/step-{step:08d}"))
     hooks.on_end(last, preempted=False)
+
+
+def make_preference_run(root: Path, name: str, task: str, seed: int = 1) -> Path:
+    """A reward model (sure of more than it knows) or a run of DPO, better until step 60 and worse then."""
+    folder = root / name
+    (folder / "logs").mkdir(parents=True)
+    tree = {"run": {"name": name, "root": root}, "task": task, "train": {"steps": STEPS, "init_from": root}}
+    write_resolved(Config.model_validate(tree), folder / "config.yaml")
+    hooks, source = Hooks([MetricsWriter(folder), EventHook(folder)]), random.Random(seed)
+    told = _of_reward if task == "reward" else _of_dpo
+    hooks.on_start(RunStart(0, STEPS, 0, 0, 1, 1_000_000))
+    hooks.on_validation(ValidationRecord(0, math.log(2), None, 0.2, told(0, source)))
+    for step in range(1, STEPS + 1):
+        metrics = told(step, source)
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, float)}
+        loss = _preference_loss(step) + source.gauss(0, 0.03)
+        hooks.on_step(StepRecord(step, step * 8, step * 800, loss, 1.0, 1e-3, 0.1, 8000.0, 0.3, numbers))
+        if step % 20 == 0:
+            hooks.on_validation(ValidationRecord(step, _preference_loss(step), None, 0.2, told(step, source)))
+    hooks.on_end(STEPS, preempted=False)
+    return folder
+
+
+def _preference_loss(step: int) -> float:
+    return 0.45 + (math.log(2) - 0.45) * math.exp(-step / 25) + max(0, step - 60) / 400
+
+
+def _of_reward(step: int, source: random.Random) -> dict[str, Any]:
+    grown = 1 - math.exp(-step / 30)
+    chosen, rejected = 1.1 * grown, -0.9 * grown
+    bins = [
+        {"count": count, "share": count / 400, "confidence": sure, "accuracy": right}
+        for count, sure, right in ((40, 0.53, 0.55), (80, 0.66, 0.62), (120, 0.78, 0.7), (160, 0.95, 0.84))
+    ]
+    return {
+        "accuracy": 0.5 + 0.28 * grown + source.gauss(0, 0.03) * (step > 0),
+        "margin": chosen - rejected,
+        "chosen_score": chosen,
+        "rejected_score": rejected,
+        "calibration_error": 0.09,
+        "calibration": bins,
+    }
+
+
+def _of_dpo(step: int, source: random.Random) -> dict[str, Any]:
+    grown = step / STEPS
+    chosen, rejected = 0.3 * grown - 0.5 * grown**2, -2.0 * grown
+    return {
+        "chosen_reward": chosen + source.gauss(0, 0.05) * grown,
+        "rejected_reward": rejected + source.gauss(0, 0.05) * grown,
+        "margin": chosen - rejected,
+        "accuracy": 0.5 * (step > 0) + 0.3 * math.sqrt(grown),
+        "chosen_log_probability": -40 - 3 * grown,
+        "rejected_log_probability": -45 - 22 * grown,
+        "kl": 9 * grown**1.5,
+    }

@@ -4,12 +4,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from llmscale.commands.report import write_report
+import pytest
+
+from llmscale.commands.report import report, write_report
 from llmscale.report.gather import gather, smoothed, summary
-from llmscale.report.validations import confusion, label_table, trade
+from llmscale.report.preferences import Bin, calibration, over_validations
+from llmscale.report.validations import confusion, figures_table, label_table, trade
 from llmscale.runtime.events import EventHook
 from llmscale.runtime.hooks import Forgetting, Sample, ValidationRecord
-from tests.cli.synthetic import STEPS, make_run
+from tests.cli.synthetic import STEPS, make_preference_run, make_run
 
 
 class Tags(HTMLParser):
@@ -109,3 +112,50 @@ def test_what_fine_tuning_measures_is_shown(tmp_path: Path) -> None:
         "+0.2000",
     ):
         assert shown in text, shown
+
+
+def test_what_preferences_measure_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides in one picture, the calibration of the best validation, and the figures on the terminal."""
+    reward, dpo = (make_preference_run(tmp_path, task, task) for task in ("reward", "dpo"))
+    names = {path.name for path in write_report([reward], tmp_path / "of-reward")}
+    assert names == {"report.html", "loss.png", "preferences.png", "calibration.png"}
+    text = (tmp_path / "of-reward" / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    for shown in ("Accuracy", "Scores", "Calibration at step 60: expected error 9.0%", "surer than right"):
+        assert f">{shown}<" in text, shown
+    for cell in ("0.780", "-0.080", "120"):
+        assert f"<td>{cell}</td>" in text, cell
+    assert "(validation)" in text, "the calibration error has a picture of its own"
+    assert "Margin (validation)" not in text, "the margin is the area between the sides"
+    found = calibration(gather(reward))
+    assert found is not None and (found.step, found.bins[1]) == (60, Bin(80, 0.66, 0.62))
+    report([str(reward), str(dpo)], tmp_path / "of-both")
+    shown = capsys.readouterr().out
+    assert "calibration-reward.png" in shown and "calibration-dpo.png" not in shown
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["Margin", "0.0000", "1.2000", "1.8000"] in lines
+    assert ["KL", "to", "the", "reference", "0.0000", "4.1828", "9.0000"] in lines
+    assert any("lowest loss (step 60)" in line for line in shown.splitlines())
+    text = (tmp_path / "of-both" / "report.html").read_text()
+    for shown in ("reward", "dpo: chosen", "Rewards", "Log-probabilities of answers", "KL to the reference"):
+        assert shown in text, shown
+
+
+def test_the_start_of_dpo_is_right_about_nothing(tmp_path: Path) -> None:
+    """All its rewards are 0, so there is no point of accuracy at step 0."""
+    run = gather(make_preference_run(tmp_path, "dpo", "dpo"))
+    assert over_validations(run, "accuracy")[0] == [20, 40, 60, 80, 100]
+    assert over_validations(run, "margin")[0][0] == 0
+    assert over_validations(gather(make_preference_run(tmp_path, "r", "reward")), "accuracy")[0][0] == 0
+
+
+def test_the_same_validation_may_be_first_best_and_last(tmp_path: Path) -> None:
+    folder = make_preference_run(tmp_path, "dpo", "dpo")
+    lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder / "events.jsonl").write_text("".join(lines[:1]))
+    table = figures_table(gather(folder))
+    assert table is not None and table[0] == ("", "first, lowest loss, last (step 0)")
+    (folder / "events.jsonl").write_text("")
+    assert figures_table(gather(folder)) is None

@@ -381,5 +381,5 @@ def test_calibration() -> None:
     assert found["calibration_error"] == pytest.approx(0.8 * (sure - 0.5) + 0.2 * (1 - surer))
     table = found["calibration"]
     assert isinstance(table, list) and len(table) == 2
-    assert table[0] == pytest.approx({"share": 0.8, "confidence": sure, "accuracy": 0.5})
-    assert table[1] == pytest.approx({"share": 0.2, "confidence": surer, "accuracy": 1.0})
+    assert table[0] == pytest.approx({"count": 4, "share": 0.8, "confidence": sure, "accuracy": 0.5})
+    assert table[1] == pytest.approx({"count": 1, "share": 0.2, "confidence": surer, "accuracy": 1.0})

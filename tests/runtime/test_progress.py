@@ -62,6 +62,10 @@ def test_the_ranks_know_how_many_steps_epochs_are(tmp_path: Path, terminal: bool
     assert "step 40/60" in shown and "ETA 0:10" in shown and "100" not in shown
 
 
+def test_how_often_it_is_right_stands_beside_the_loss(tmp_path: Path) -> None:
+    assert "loss 2.5000  accuracy 62.5%  12.3k tokens/s" in show(tmp_path, "auto", accuracy=0.625)
+
+
 def test_nothing_is_left_after_an_early_stop(tmp_path: Path) -> None:
     shown = show(tmp_path, "auto", event=("stopped_early", {"cause": "no use"}), steps=60)
     assert "stopped early at step 40: no use" in shown
