@@ -23,6 +23,8 @@ from llmscale.config.problems import InputError, Problem
 
 DESCRIBED = "base"
 """Where a manifest's description names it."""
+REFERENCE = "reference"
+"""Where it names, in the same way, the weights that preferences were compared with."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,17 @@ class Base:
         return {"path": str(self.path), "identity": self.identity}
 
     @classmethod
-    def in_description(cls, description: Mapping[str, JsonValue]) -> "Base | None":
+    def in_description(cls, description: Mapping[str, JsonValue], where: str = DESCRIBED) -> "Base | None":
         """The base of the run that made a checkpoint; None of one that has all of its weights.
 
         Raises:
             DamagedCheckpoint: it is not as it is written.
         """
-        found = description.get(DESCRIBED)
+        found = description.get(where)
         if found is None:
             return None
         if not isinstance(found, dict) or found.keys() != {"path", "identity"}:
-            raise DamagedCheckpoint(f"its base is described as {found!r}")
+            raise DamagedCheckpoint(f"its {where} is described as {found!r}")
         return cls(Path(str(found["path"])), str(found["identity"]))
 
     def moved_to(self, place: Path) -> "Base":

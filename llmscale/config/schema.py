@@ -341,6 +341,11 @@ class Config(Section):
         return 1 if self.classify.problem == "regression" else len(self.classify.labels)
 
     @property
+    def has_reference(self) -> bool:
+        """What is learned is measured against the model that the run started from."""
+        return self.task == "dpo" and self.dpo.has_reference
+
+    @property
     def packing(self) -> bool:
         """Several examples share a row."""
         if self.task in ("reward", "dpo"):

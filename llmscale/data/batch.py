@@ -3,8 +3,9 @@
 Shapes: B rows in the microbatch, S tokens in a row, L documents of the fullest row, padding not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -47,3 +48,11 @@ class Batch:
     not-a-number where it is not known."""
     document_BL: Tensor | None = None
     """int64, number of each document in its prepared data, -1: no such document."""
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)

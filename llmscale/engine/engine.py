@@ -7,7 +7,7 @@ is its gradient, under every layout.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -220,7 +220,7 @@ class Engine:
     ) -> Sums:
         """Sums over the global batch."""
         goal = objective or self.objective
-        batches = [_to_device(batch, self.world.device) for batch in microbatches]
+        batches = [batch.to(self.world.device) for batch in microbatches]
         if self.reference is not None and goal.has_reference:
             batches = self.reference.told(batches)
         here = [
@@ -331,12 +331,3 @@ class Engine:
         """Take DeepSpeed's hooks out of the model, which keep both in memory. The World stays."""
         with self.world.active():
             self.deepspeed.destroy()
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    tensors = {
-        name: value.to(device, non_blocking=True)
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor)
-    }
-    return replace(batch, **tensors)

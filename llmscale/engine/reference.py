@@ -16,6 +16,7 @@ from llmscale.engine.schedule import ScheduledChunk, run_schedule
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.off import peft_off
 from llmscale.objectives.document_log_probabilities import document_log_probabilities
+from llmscale.parallel.rng import preserved
 from llmscale.parallel.world import World
 
 
@@ -99,9 +100,16 @@ def with_log_probabilities(
     modes = [chunk.module.training for chunk in chunks]
     for chunk in chunks:
         chunk.module.eval()
-    reports = run_schedule(
-        list(chunks), world, list(batches), told, forward_only=True, before_microbatch=lambda _: None
-    )
+    with preserved(world.rng):
+        reports = run_schedule(
+            list(chunks),
+            world,
+            list(batches),
+            told,
+            forward_only=True,
+            # Nothing is drawn, but the model asks for its streams all the same.
+            before_microbatch=lambda _: world.seed("reference"),
+        )
     for chunk, mode in zip(chunks, modes):
         chunk.module.train(mode)
     if not world.is_last_stage:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmscale.checkpoint.base import Base, find_base, newest_committed
+from llmscale.checkpoint.base import REFERENCE, Base, find_base, newest_committed
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.checkpoint.huggingface_folder import is_hugging_face_folder, open_folder
 from llmscale.checkpoint.store import locate
@@ -87,7 +87,8 @@ def check_base(config: Config) -> list[Problem]:
         return []
     found = newest.manifest.description
     problems = list(tuning_problems(config.peft, None, found))
-    base, source = Base.in_description(found), config.train.init_from
+    base = Base.in_description(found) or Base.in_description(found, REFERENCE)
+    source = config.train.init_from
     if problems or base is None or source is None or is_hugging_face_folder(source):
         return problems
     try:

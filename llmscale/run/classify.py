@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.base import Base
 from llmscale.config.schema import Config
 from llmscale.data.labelled import with_labels
 from llmscale.objectives.table import objective_of
@@ -19,7 +20,7 @@ def run(config: Config, environment: RankEnvironment) -> int:
 
 
 @contextlib.contextmanager
-def _recipe(config: Config, world: World) -> Iterator[Recipe]:
+def _recipe(config: Config, world: World, _: Base | None) -> Iterator[Recipe]:
     agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
     labels = agreement.decide(None, lambda _: with_labels(config).classify.labels)
     classify = config.classify.model_copy(update={"labels": labels})

@@ -18,6 +18,8 @@ TASKS = {
     "pretrain": "llmscale.run.pretrain:run",
     "sft": "llmscale.run.sft:run",
     "classify": "llmscale.run.classify:run",
+    "reward": "llmscale.run.reward:run",
+    "dpo": "llmscale.run.dpo:run",
 }
 """Task name -> function that runs it on one rank and returns the exit code."""
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import JsonValue
 
 from llmscale.checkpoint.agreement import Agreement
@@ -25,6 +26,8 @@ from llmscale.runtime.events import EventLog, read_events
 
 FOLDER = "data"
 """In the run folder."""
+Refer = Callable[[ExampleSet, str], np.ndarray]
+"""(examples, name of their folder) → log-probability of each document by its number. Collective."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,11 @@ class ExampleData:
 
 
 @contextlib.contextmanager
-def open_examples(config: Config, world: World) -> Iterator[ExampleData]:
+def open_examples(config: Config, world: World, refer: Refer | None = None) -> Iterator[ExampleData]:
     """Prepare what `data` names, unless a start before this one has, and read it. Collective.
+
+    Args:
+        refer: what a reference model gives to the documents of prepared examples.
 
     Raises:
         CheckpointError: the records cannot be used; says why.
@@ -48,14 +54,14 @@ def open_examples(config: Config, world: World) -> Iterator[ExampleData]:
     summary = agreement.decide(None, lambda _: prepare_examples(config, folder))
     if world.rank == 0:
         _tell(config.run_folder, summary)
-    blend = training_blend(config, folder)
+    blend = training_blend(config, folder, refer)
     config = _with_steps(config, blend)
     replica = (world.coordinates.data, world.layout.data)
     with contextlib.ExitStack() as opened:
         training = opened.enter_context(BatchSource(config, "train", *replica, blend))
         validation = None
         if config.train.validate_every is not None:
-            rows = _rows(config, folder, "validation")
+            rows = _rows(config, folder, "validation", refer)
             of_validation = Blend(
                 rows, [entry.weight for entry in entries_of_split(config.data, "validation")]
             )
@@ -74,9 +80,9 @@ def _tell(run_folder: Path, summary: dict[str, JsonValue]) -> None:
         EventLog(run_folder).write("prepared", None, parts=summary)
 
 
-def training_blend(config: Config, folder: Path) -> Blend:
+def training_blend(config: Config, folder: Path, refer: Refer | None = None) -> Blend:
     """Examples by the weights of their entries, with the corpus that is replayed among them."""
-    rows: list[RowSource] = [*_rows(config, folder, "train")]
+    rows: list[RowSource] = [*_rows(config, folder, "train", refer)]
     weights = [entry.weight for entry in config.data.train]
     replay = config.data.replay
     if replay is not None:
@@ -85,18 +91,22 @@ def training_blend(config: Config, folder: Path) -> Blend:
     return Blend(rows, weights)
 
 
-def _rows(config: Config, folder: Path, split: SplitName) -> list[ExampleRows]:
+def _rows(config: Config, folder: Path, split: SplitName, refer: Refer | None) -> list[ExampleRows]:
     seed = str(config.train.seed) if split == "train" else VALIDATION_SEED
-    return [
-        ExampleRows(
-            ExampleSet(folder / f"{split}-{place}"),
-            config.train.sequence_length,
-            f"{seed}/{split}/{place}",
-            virtual_tokens(config.peft),
-            packing=config.packing,
+    rows: list[ExampleRows] = []
+    for place in range(len(entries_of_split(config.data, split))):
+        examples = ExampleSet(folder / f"{split}-{place}")
+        rows.append(
+            ExampleRows(
+                examples,
+                config.train.sequence_length,
+                f"{seed}/{split}/{place}",
+                virtual_tokens(config.peft),
+                packing=config.packing,
+                references=None if refer is None else refer(examples, f"{split}-{place}"),
+            )
         )
-        for place in range(len(entries_of_split(config.data, split)))
-    ]
+    return rows
 
 
 def _replayed(config: Config) -> ShuffledCorpus:

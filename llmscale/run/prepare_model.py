@@ -1,4 +1,5 @@
-"""What a run trains, and on top of what: the base under PEFT, which its checkpoints name and do not hold."""
+"""What a run trains, and where it starts from: its checkpoints name the base under PEFT, and the reference of
+preference training, and hold neither."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from llmscale.checkpoint.agreement import Agreement
-from llmscale.checkpoint.base import DESCRIBED, Base, find_base, newest_committed
+from llmscale.checkpoint.base import DESCRIBED, REFERENCE, Base, find_base, newest_committed
 from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.tuned import PEFT, VOCABULARY, tuning_options
 from llmscale.config.schema import CheckpointSection, Config
@@ -24,8 +25,13 @@ class Preparation:
 
     config: Config
     agreement: Agreement
-    base: Base | None
-    """None where all weights are trained."""
+    start: Base | None
+    """The weights that the run started from; None where nothing needs them once it has."""
+
+    @property
+    def base(self) -> Base | None:
+        """None where all weights are trained."""
+        return None if self.config.peft.method == "none" else self.start
 
     def __call__(self, chunks: Sequence[LanguageModel]) -> None:
         """
@@ -39,13 +45,16 @@ class Preparation:
     @property
     def description(self) -> dict[str, JsonValue]:
         """What the run's checkpoints say of it."""
-        if self.base is None:
-            return {}
-        return {
-            PEFT: tuning_options(self.config.peft),
-            DESCRIBED: self.base.described(),
-            VOCABULARY: resolved_vocabulary_size(self.config),
-        }
+        described: dict[str, JsonValue] = {}
+        if self.base is not None:
+            described |= {
+                PEFT: tuning_options(self.config.peft),
+                DESCRIBED: self.base.described(),
+                VOCABULARY: resolved_vocabulary_size(self.config),
+            }
+        if self.start is not None and self.config.has_reference:
+            described[REFERENCE] = self.start.described()
+        return described
 
 
 def fill_base(chunks: Sequence[LanguageModel], base: Base, config: Config, agreement: Agreement) -> None:
@@ -63,21 +72,25 @@ def tune(chunks: Sequence[LanguageModel], peft: PeftSection, seed: int) -> None:
             chunk.score.requires_grad_(True)
 
 
-def prepare_model(config: Config, checkpoints: CheckpointSection, agreement: Agreement) -> Preparation:
-    """Find the base, the same one that the run was begun from if it was. Collective.
+def find_start(config: Config, checkpoints: CheckpointSection, agreement: Agreement) -> Base | None:
+    """The weights that the run starts from, the same ones that it was begun from if it was; None where
+    nothing needs them once it has. Collective.
 
     Raises:
-        InputError: it is not there any more. CheckpointError: nothing is there.
+        InputError: they are not there any more. CheckpointError: nothing is there.
     """
-    if config.peft.method == "none":
-        return Preparation(config, agreement, None)
-    found = agreement.decide(None, lambda _: _find_base(config, checkpoints.resume == "never"))
-    return Preparation(config, agreement, Base.in_description(found))
+    if config.peft.method == "none" and not config.has_reference:
+        return None
+    found = agreement.decide(None, lambda _: _find_start(config, checkpoints.resume == "never"))
+    return Base.in_description(found)
 
 
-def _find_base(config: Config, from_scratch: bool) -> dict[str, JsonValue]:
-    """Rank 0: the base as a description has it."""
+def _find_start(config: Config, from_scratch: bool) -> dict[str, JsonValue]:
+    """Rank 0: the start as a description has a base."""
     assert config.train.init_from is not None
     newest = None if from_scratch else newest_committed(config.run_folder)
-    known = newest and newest.manifest and Base.in_description(newest.manifest.description)
+    known = None
+    if newest is not None and newest.manifest is not None:
+        description = newest.manifest.description
+        known = Base.in_description(description) or Base.in_description(description, REFERENCE)
     return {DESCRIBED: find_base(config.train.init_from, known).described()}

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+from llmscale.checkpoint.base import Base
 from llmscale.config.schema import Config
 from llmscale.data.loader import BatchSource
 from llmscale.objectives.causal_lm import CausalLM
@@ -18,7 +19,7 @@ def run(config: Config, environment: RankEnvironment) -> int:
 
 
 @contextlib.contextmanager
-def _recipe(config: Config, world: World) -> Iterator[Recipe]:
+def _recipe(config: Config, world: World, _: Base | None) -> Iterator[Recipe]:
     replica = (world.coordinates.data, world.layout.data)
     with contextlib.ExitStack() as open_sources:
         training = open_sources.enter_context(BatchSource(config, "train", *replica))

@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 
+from llmscale.checkpoint.base import Base
 from llmscale.config.schema import Config
-from llmscale.data.chat.encode import record_encoder
 from llmscale.objectives.causal_lm import CausalLM
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.world import World
 from llmscale.run.examples import open_examples
+from llmscale.run.prompting import chat_prompting
 from llmscale.run.training import Recipe, train
-from llmscale.train.samples import Prompting
 
 
 def run(config: Config, environment: RankEnvironment) -> int:
@@ -19,7 +19,7 @@ def run(config: Config, environment: RankEnvironment) -> int:
 
 
 @contextlib.contextmanager
-def _recipe(config: Config, world: World) -> Iterator[Recipe]:
+def _recipe(config: Config, world: World, _: Base | None) -> Iterator[Recipe]:
     with open_examples(config, world) as data:
         yield Recipe(
             data.config,
@@ -27,13 +27,5 @@ def _recipe(config: Config, world: World) -> Iterator[Recipe]:
             data.training,
             data.validation,
             data.forgetting,
-            prompting=_prompting(config),
+            prompting=chat_prompting(config),
         )
-
-
-def _prompting(config: Config) -> Prompting:
-    """A prompt is what a user says, and the assistant is to answer."""
-    encoder = record_encoder(config)
-    return Prompting(
-        lambda prompt: encoder.prompt([{"role": "user", "content": prompt}]), frozenset(encoder.stops)
-    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.base import Base
 from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.checkpointer import Checkpointer
 from llmscale.checkpoint.manifest import Manifest
@@ -21,6 +22,7 @@ from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.loader import BatchSource
 from llmscale.data.tokenizer import tokenizer_hash
 from llmscale.engine.engine import Engine
+from llmscale.engine.reference import Reference
 from llmscale.engine.trained import trained_parameters
 from llmscale.model.build import DTYPES
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
@@ -32,9 +34,10 @@ from llmscale.parallel.world import World
 from llmscale.plan.flops import flops_per_token
 from llmscale.plan.parameters import model_parameters
 from llmscale.run.export_head import LABELLED, described_head
-from llmscale.run.prepare_model import Preparation, prepare_model
+from llmscale.run.prepare_model import Preparation, find_start
 from llmscale.runtime.hooks import RunStart
 from llmscale.runtime.meter import Meter, peak_flops
+from llmscale.runtime.preempt import StopAsked
 from llmscale.runtime.standard_hooks import standard_hooks
 from llmscale.train.best import Best
 from llmscale.train.loop import Position, TrainingLoop
@@ -55,10 +58,13 @@ class Recipe:
     """Text of the corpora that `data.forgetting` names."""
     prompting: Prompting | None = None
     """How the model is asked for the texts of `train.generate`; None: by plain text."""
+    reference: Callable[[Engine], Reference] | None = None
+    """The model that preferences are compared with, where the data does not tell what it gives."""
 
 
-Cook = Callable[[Config, World], contextlib.AbstractContextManager[Recipe]]
-"""Opens what a task reads; called on every rank, once the ranks are connected."""
+Cook = Callable[[Config, World, Base | None], contextlib.AbstractContextManager[Recipe]]
+"""Opens what a task reads; called on every rank, once the ranks are connected, with the weights that the run
+started from where anything needs them."""
 
 
 def train(config: Config, environment: RankEnvironment, cook: Cook) -> int:
@@ -66,19 +72,26 @@ def train(config: Config, environment: RankEnvironment, cook: Cook) -> int:
     use_threads(config.cluster.threads, environment.local_world_size)
     device = connect(environment, config.cluster.backend)
     world = World(Layout.of(config.parallel, environment.world_size), device)
-    with cook(config, world) as recipe:
-        complete = _train(recipe, environment, world)
+    checkpoints = _checkpoint_options(config, environment)
+    agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
+    start = find_start(config, checkpoints, agreement)
+    try:
+        with cook(config, world, start) as recipe:
+            complete = _train(recipe, checkpoints, start, world)
+    except StopAsked:
+        complete = False
     disconnect()
     return 0 if complete else EXIT_SAVED
 
 
-def _train(recipe: Recipe, environment: RankEnvironment, world: World) -> bool:
+def _train(recipe: Recipe, checkpoints: CheckpointSection, start: Base | None, world: World) -> bool:
     config = recipe.config
     vocabulary_size = resolved_vocabulary_size(config)
-    checkpoints = _checkpoint_options(config, environment)
     agreement = Agreement(world.rank, world.layout.world_size, world.control_group)
-    preparation = prepare_model(config, checkpoints, agreement)
+    preparation = Preparation(config, agreement, start)
     engine = Engine(config, world, vocabulary_size, recipe.objective, preparation)
+    if recipe.reference is not None:
+        engine.reference = recipe.reference(engine)
     description = _description(config, world) | preparation.description
     checkpointer = Checkpointer(
         config.run_folder / "checkpoints",
@@ -155,7 +168,8 @@ def _restore(
     if config.train.init_from is not None and preparation.base is None:
         may_grow = vocabulary_tensors(config.model)
         without = not_begun_from(config.model, config.outputs)
-        begin_from(config.train.init_from, engine.weight_pieces(), preparation.agreement, may_grow, without)
+        source = config.train.init_from if preparation.start is None else preparation.start.path
+        begin_from(source, engine.weight_pieces(), preparation.agreement, may_grow, without)
         engine.after_load({"step": 0, "optimizer_steps": 0})
     return {}
 

@@ -10,6 +10,10 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
         return f"resumed from step {step}"
     if kind == "prepared":
         return "data: " + " / ".join(data_lines(details["parts"]))
+    if kind == "referred":
+        answers, known = details["answers"], details["known"]
+        share = f"{answers:,}" if known == answers else f"{known:,} of {answers:,}"
+        return f"reference model, {details['data']}: {share} answers in {duration(details['seconds'])}"
     if kind == "tuned":
         trained, parameters = details["trained_parameters"], details["parameters"]
         share = f"{trained:,} trained parameters, {trained / parameters:.3%} of the model's {parameters:,}"

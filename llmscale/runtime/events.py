@@ -27,6 +27,7 @@ Kind = Literal[
     "node_joined",
     "node_lost",
     "prepared",
+    "referred",
     "resumed",
     "tuned",
     "saved",

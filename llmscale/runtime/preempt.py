@@ -10,6 +10,10 @@ import torch.distributed as distributed
 from llmscale.runtime import stop_signal
 
 
+class StopAsked(Exception):
+    """A signal came before there was anything to train: what was computed until then is kept on disk."""
+
+
 def agreed(group: "distributed.ProcessGroup | None" = None) -> bool:
     """Whether a signal has come to any rank of `group` (None: the world). A collective."""
     if not distributed.is_initialized():

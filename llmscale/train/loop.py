@@ -22,6 +22,7 @@ from llmscale.runtime.meter import Meter
 from llmscale.runtime.preempt import agreed
 from llmscale.train.best import Best
 from llmscale.train.gates import TuningGate
+from llmscale.train.start_gate import check_start
 from llmscale.train.validation import Validator
 
 
@@ -114,6 +115,8 @@ class TrainingLoop:
     def _step(self) -> None:
         global_batch_size = global_batch_size_at(self.config.train, self.position.samples)
         batches = self.training.step_batches(self.position.samples, global_batch_size)
+        if self.position.step == 0 and self.config.task in ("reward", "dpo"):
+            check_start(self.engine, batches)
         result = self.engine.step(batches)
         if not math.isfinite(result.loss):
             self._refuse_loss(result.loss)
