@@ -41,6 +41,16 @@ def reference_without_adapter(config: Config) -> Iterator[Problem]:
     yield Problem("dpo.reference", dpo.reference, message)
 
 
+def held_reference_knows_no_virtual_tokens(config: Config) -> Iterator[Problem]:
+    dpo, method = config.dpo, config.peft.method
+    if config.task == "dpo" and dpo.reference == "held" and config.peft.placeholders:
+        message = (
+            f"would read the virtual tokens of peft.method = {method}, which only the trained model has; take "
+            "precomputed"
+        )
+        yield Problem("dpo.reference", dpo.reference, message)
+
+
 def preferences_alone(config: Config) -> Iterator[Problem]:
     """What neither task can do with."""
     if config.task not in ("reward", "dpo"):
@@ -54,4 +64,10 @@ def preferences_alone(config: Config) -> Iterator[Problem]:
             yield Problem(key, "set", "needs a model that writes, which task=reward does not train")
 
 
-RULES = (keys_of_loss, dpo_has_a_start, reference_without_adapter, preferences_alone)
+RULES = (
+    keys_of_loss,
+    dpo_has_a_start,
+    reference_without_adapter,
+    held_reference_knows_no_virtual_tokens,
+    preferences_alone,
+)

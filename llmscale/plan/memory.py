@@ -38,7 +38,7 @@ class RankMemory:
     step_copy: int
     """The rank's gradient once more while the optimizer steps, when the activations are gone."""
     host: int
-    """Offloaded to main memory; in none of the others."""
+    """Offloaded to main memory, with the weights of a held reference; in none of the others."""
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -85,6 +85,8 @@ def rank_memory(config: Config, vocabulary_size: int, stage: int) -> RankMemory:
         host, optimizer = (optimizer + own * state_width if zero.offload.optimizer == "cpu" else 0), 0
     if zero.offload.parameters != "none":
         host, weights = host + (weights if zero.offload.parameters == "cpu" else 0), 0
+    if config.has_reference and config.dpo.reference == "held":
+        host += count.total * width
     logits = logits_bytes(config, vocabulary_size, width) if stage == parallel.pipeline - 1 else 0
     return RankMemory(
         weights=weights,

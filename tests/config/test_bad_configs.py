@@ -136,6 +136,11 @@ BAD: list[tuple[str, str, str]] = [
     ("reward=outcome reward.margin=true", "reward.margin", "but by bradley_terry"),
     ("task=dpo", "train.init_from", "writes already"),
     ("task=dpo train.init_from=a dpo.reference=adapter", "dpo.reference", "lora, dora, adapter"),
+    (
+        "task=dpo train.init_from=a dpo.reference=held peft.method=prompt_tuning",
+        "dpo.reference",
+        "take precomputed",
+    ),
     ("task=dpo train.init_from=a data.replay={corpus: b}", "data.replay", "only task=sft"),
     ("task=reward data.forgetting=[b]", "data.forgetting", "needs a model that writes"),
     ("task=reward train.generate={prompts: [a]}", "train.generate", "needs a model that writes"),
