@@ -11,7 +11,7 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.data.chat.encode import ChatEncoder
 from llmscale.data.chat.suspicions import Suspicions
-from llmscale.data.corpus import documents_of_split, entries_of_split
+from llmscale.data.corpus import entries_of_split
 from llmscale.data.encoding import REASONS, LeftOut, RecordEncoder, record_encoder
 from llmscale.data.examples import Document, Example
 from llmscale.data.pack import packed
@@ -20,6 +20,7 @@ from llmscale.data.preferences.figures import Figures
 from llmscale.data.prepare import Counts, outcomes
 from llmscale.data.records import Unreadable, record_source
 from llmscale.data.sources import BadText
+from llmscale.data.split import records_of_split
 from llmscale.data.tokenizer import open_encoder
 
 BARS = 8
@@ -183,7 +184,7 @@ def _read(
     for place, entry in enumerate(entries_of_split(config.data, split)):
         try:
             source = record_source(entry.path)
-            wanted = documents_of_split(len(source), config.data, split)
+            wanted = records_of_split(config, encoder, source, entry, split)
             for line, record, outcome in outcomes(encoder, source, entry, wanted):
                 into.counts.add(line, outcome)
                 if isinstance(outcome, LeftOut) or isinstance(record, Unreadable):

@@ -17,12 +17,13 @@ from pydantic import JsonValue
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config, CorpusEntry
-from llmscale.data.corpus import documents_of_split, entries_of_split
+from llmscale.data.corpus import entries_of_split
 from llmscale.data.encoding import REASONS, Encoded, LeftOut, RecordEncoder, record_encoder
 from llmscale.data.examples import INFO, Example, ExampleSet, write_examples
 from llmscale.data.preferences.mismatch import with_mismatches
 from llmscale.data.records import Record, RecordSource, Unreadable, record_source
 from llmscale.data.sources import BadText
+from llmscale.data.split import records_of_split
 
 VERSION = 1
 """Of what is made of the same records under the same options; raise it with every change."""
@@ -116,7 +117,8 @@ def _prepare(
         return known["counts"]
     shutil.rmtree(folder, ignore_errors=True)
     counts = Counts()
-    examples = _examples(encoder, source, entry, documents_of_split(len(source), config.data, split), counts)
+    wanted = records_of_split(config, encoder, source, entry, split)
+    examples = _examples(encoder, source, entry, wanted, counts)
 
     def info() -> dict[str, JsonValue]:
         return {"key": key, "counts": counts.as_json()}

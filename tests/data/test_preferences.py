@@ -18,6 +18,8 @@ from llmscale.data.checks import check_data
 from llmscale.data.encoding import Encoded, LeftOut
 from llmscale.data.examples import Example
 from llmscale.data.preferences.encode import TRUNCATED, TWICE, PreferenceEncoder, record_encoder
+from llmscale.data.records import record_source
+from llmscale.data.split import records_of_split
 from llmscale.data.tokenizer import open_encoder
 from tests.data.conversations import answers, contents, conversations, pieces, reference
 
@@ -293,3 +295,20 @@ def test_a_template_without_marks_tells_the_same_answers(
         told.append(texts)
     assert told[0] == told[1] and ["Five" in text for text in told[0]] == [True, False, False]
     assert "Six. Four." in told[0][2]
+
+
+@pytest.mark.parametrize("task", ["dpo", "reward"])
+def test_the_answers_to_a_prompt_are_in_one_split(tmp_path: Path, chat_folder: Path, task: str) -> None:
+    records = [GOOD | {"prompt": f"prompt {n % 12}", "chosen": f" right {n}"} for n in range(60)]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + "no record\n")
+    sections = {"data": {"train": [str(path)], "split": [0.75, 0.25, 0]}, "task": task}
+    encoder = encoder_of(chat_folder, **sections)
+    config = Config.model_validate({"task": task, "data": sections["data"]})
+    (entry,), source = config.data.train, record_source(path)
+    dealt = [
+        set(records_of_split(config, encoder, source, entry, split)) for split in ("train", "validation")
+    ]
+    assert dealt[0].isdisjoint(dealt[1]) and len(dealt[0] | dealt[1]) == 61
+    prompts = [{records[n]["prompt"] for n in numbers if n < 60} for numbers in dealt]
+    assert prompts[0].isdisjoint(prompts[1]) and min(map(len, prompts)) >= 3

@@ -4,6 +4,7 @@ Which tokens are the answer's is told as for conversations (`llmscale.data.chat.
 that each token holds, never by a length of the prompt alone.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -79,6 +80,13 @@ class PreferenceEncoder:
             BadRecord: nothing that can be used.
         """
         return [content for content, _ in self._answers(record, fields).contents()]
+
+    def common(self, record: Record, fields: Mapping[str, str]) -> str | None:
+        """The prompt: several records often are of one."""
+        try:
+            return json.dumps(self._answers(record, fields).prompt, sort_keys=True, default=str)
+        except BadRecord:
+            return None
 
     def _read(self, record: Record, fields: Mapping[str, str]) -> Answers | LeftOut:
         try:
