@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": ("llmscale.commands.plan:plan", "What a config needs: ranks, memory, tokens."),
     "report": ("llmscale.commands.report:report", "Curves and tables of runs as one HTML file and pictures."),
     "generate": ("llmscale.commands.generate:generate", "Let a trained model write."),
+    "score": ("llmscale.commands.score:score", "Let a reward model score answers."),
     "data": ("llmscale.commands.data:app", "Train a tokenizer, tokenize text, look at samples."),
     "checkpoint": ("llmscale.commands.checkpoint:app", "List, verify and exchange checkpoints."),
     "config": ("llmscale.commands.config:app", "The schema, and configs with everything filled in."),

@@ -1,7 +1,6 @@
 """Reward models with random weights, as transformers has them, and as a run of ours would have left them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from llmscale.checkpoint.huggingface_folder import open_folder
 from llmscale.checkpoint.import_weights import import_weights
 from llmscale.checkpoint.store import Store
 from llmscale.checkpoint.tensor_files import TensorFiles
-from llmscale.config.load import write_resolved
+from llmscale.config.load import load_config, write_resolved
 from llmscale.config.schema import Config
 from llmscale.data.tokenizer import tokenizer_hash, vocabulary_size
 from llmscale.model.huggingface import hugging_face_config
 from llmscale.model.tensors import hugging_face_shapes
 from llmscale.run.export_head import described_head
 from llmscale.run.huggingface import copy_tokenizer
+from tests.peers import peer
 
 POSITIONS = 96
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 4, "ffn_size": 64, "initializer_range": 0.2}
@@ -29,7 +29,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"family": "qwen3", "kv_heads": 2, "head_size": 24, "tie_embeddings": True},
     "gpt2": {"family": "gpt2"},
 }
-Sections = Mapping[str, Any]
 
 
 def reward_config(root: Path, name: str, tokenizer: Path, **sections: Any) -> Config:
@@ -60,6 +59,16 @@ def random_folder(config: Config, folder: Path) -> Path:
     model.save_pretrained(folder)
     copy_tokenizer(config.tokenizer.path, folder)
     return folder
+
+
+def random_writer(config: Path, folder: Path) -> None:
+    """A model that writes, as transformers saves it, of the model and the tokenizer in a config file."""
+    found = load_config(config, ["train.init_from=null"])
+    assert found.tokenizer.path is not None and found.model.max_positions is not None
+    rows = vocabulary_size(found.tokenizer.path)
+    torch.manual_seed(5)
+    peer(found.model, rows, found.model.max_positions).save_pretrained(folder)
+    copy_tokenizer(found.tokenizer.path, folder)
 
 
 def write_run(config: Config, folder: Path) -> Path:
