@@ -21,25 +21,7 @@ from llmscale.config.schema import Config
 from llmscale.model.huggingface import hugging_face_config
 from tests.peers import peer
 from tests.peers_trl import Recording, arguments_of, as_text, numbers_tokenizer
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Tokens of a prompt and of two answers to it, which end with token 1."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    margin: float = 0.0
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Tokens of a prompt and of an answer to it, good or bad."""
-
-    prompt: list[int]
-    answer: list[int]
-    is_good: bool
+from tests.preference_pairs import Judged, Pair
 
 
 @dataclass(frozen=True)

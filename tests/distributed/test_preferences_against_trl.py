@@ -32,7 +32,7 @@ from torch import Tensor
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.data.example_rows import ExampleRows
-from llmscale.data.examples import Document, Example, ExampleSet, write_examples
+from llmscale.data.examples import Example, ExampleSet, write_examples
 from llmscale.data.row import LENGTH_UNIT, batch_of, shortened
 from llmscale.engine.engine import Engine
 from llmscale.engine.reference import with_log_probabilities
@@ -40,8 +40,9 @@ from llmscale.objectives.table import objective_of
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from tests.distributed.parity import small_model
-from tests.peers_preference import Judged, Pair, Theirs, losses_of_trl
+from tests.peers_preference import Theirs, losses_of_trl
 from tests.peers_trl import single_threaded
+from tests.preference_pairs import Judged, Pair, group_of, group_of_pair
 from tests.ranks import run_ranks
 
 AGREEMENT = 1e-5
@@ -200,7 +201,6 @@ def batches_of(case: Case) -> list[Batch]:
 
 def groups_of(case: Case) -> Iterator[Example]:
     """The examples as the engine's data has them: documents side by side."""
-    is_reward = case.config.task == "reward"
     examples = case.examples
     for place, example in enumerate(examples):
         if isinstance(example, Judged):
@@ -208,27 +208,9 @@ def groups_of(case: Case) -> Iterator[Example]:
             start = place - place % A_STEP
             other = examples[start + (place - start - 1) % A_STEP]
             assert isinstance(other, Judged)
-            yield group(example.prompt, [example.answer, other.answer], target=float(example.is_good))
+            yield group_of(example.prompt, [example.answer, other.answer], target=float(example.is_good))
         else:
-            answers = [example.chosen, example.rejected]
-            yield group(example.prompt, answers, is_reward=is_reward, margin=example.margin)
-
-
-def group(
-    prompt: list[int],
-    answers: Sequence[list[int]],
-    is_reward: bool = False,
-    margin: float = 0.0,
-    target: float | None = None,
-) -> Example:
-    """A reward is told where the last token is read: one that nobody reads stands after it."""
-    tokens = [[*prompt, *answer, *([0] if is_reward else [])] for answer in answers]
-    learned = [
-        [place == len(one) - 1 if is_reward else place >= len(prompt) for place in range(len(one))]
-        for one in tokens
-    ]
-    documents = tuple(Document(len(one), role, margin * role) for role, one in enumerate(tokens))
-    return Example(np.array(sum(tokens, []), np.int32), np.array(sum(learned, [])), target, documents)
+            yield group_of_pair(example, is_reward=case.config.task == "reward")
 
 
 @pytest.mark.parametrize("name", CASES)
