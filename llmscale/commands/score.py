@@ -74,7 +74,7 @@ def score(
     except (CheckpointError, RanksFailed) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from None
-    table = Table(title=f"Scores of {records}", show_header=False, title_justify="left")
+    table = Table(title=f"Scores of {records.name}", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in tally.rows():

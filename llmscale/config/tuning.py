@@ -103,7 +103,7 @@ class SampleSection(Section):
     """Texts that the model writes at each validation, for a reader to judge."""
 
     prompts: Annotated[list[str], Field(min_length=1)]
-    """With `task: sft` each is what a user says."""
+    """With `task: sft` and `task: dpo` each is what a user says."""
     max_new_tokens: PositiveInt = 64
     temperature: NonNegativeFloat = 0.0
     """0: the likeliest token each time."""

@@ -110,7 +110,7 @@ def draw_calibration(axes: Axes, runs: Sequence[RunData]) -> None:
     for one in found.bins:
         axes.vlines(one.confidence, one.confidence, one.accuracy, color=REJECTED, alpha=0.35, linewidth=3)
         size = 30 + 500 * one.count / whole
-        axes.scatter(one.confidence, one.accuracy, s=size, color=COLOURS[0], alpha=0.85, zorder=3)
+        axes.scatter(one.confidence, one.accuracy, s=size, color=COLOURS[0], zorder=3)
         # On the side where the line is not.
         away = math.copysign(8 + math.sqrt(size / math.pi), one.accuracy - one.confidence)
         axes.annotate(

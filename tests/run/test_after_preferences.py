@@ -74,6 +74,14 @@ def lora(place: Place) -> Run:
     return place.uninterrupted("lora", *LORA, "optimizer.lr=0.03")
 
 
+@pytest.fixture(scope="module")
+def prompt_tuning(place: Place) -> Run:
+    """Virtual tokens stand before each answer's prompt."""
+    return place.uninterrupted(
+        "virtual", "peft.method=prompt_tuning", "peft.virtual_tokens=3", "optimizer.lr=0.1"
+    )
+
+
 def scored(place: Place, target: Path, **layout: int) -> tuple[list[Scored], Tally]:
     """The validation data."""
     found = find_target(str(target), place.folder / "runs", scores=True, **layout)
@@ -91,7 +99,7 @@ def scores(told: list[Scored]) -> torch.Tensor:
     return torch.tensor([one.scores for one in told])
 
 
-@pytest.mark.parametrize("name", ["reward", "lora"])
+@pytest.mark.parametrize("name", ["reward", "lora", pytest.param("prompt_tuning", marks=pytest.mark.soak)])
 def test_scores_of_a_run_are_what_its_validation_has_measured(
     place: Place, name: str, request: pytest.FixtureRequest
 ) -> None:
