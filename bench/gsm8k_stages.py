@@ -31,8 +31,8 @@ HELD_OUT = 8
 
 
 def split(records: Path, field: str, held_out: int, folder: Path) -> dict[str, int]:
-    """Write `train.jsonl` and `validation.jsonl`; returns their counts. The hash of a field tells where a record
-    goes: those that share it stay together.
+    """Write `train.jsonl` and `validation.jsonl`; returns their counts. The hash of a field tells where a
+    record goes: those that share it stay together.
 
     Args:
         held_out: how many of 256.

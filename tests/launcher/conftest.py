@@ -1,11 +1,14 @@
 """A folder with a corpus and configs to submit, and a SLURM that only remembers."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from llmscale_launcher.backends.table import BACKENDS
 
+from llmscale.data.tokenize import tokenize
+from llmscale.data.train_tokenizer import train_tokenizer
 from tests.data.corpora import write_corpus
 from tests.launcher.fake_backend import FakeBackend
 from tests.launcher.fake_scheduler import FakeScheduler
@@ -54,3 +57,23 @@ def fake_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeBackend]]
     FakeBackend.reset()
     yield FakeBackend
     FakeBackend.reset()
+
+
+@pytest.fixture
+def demo(place: Path) -> None:
+    """A small corpus, a few conversations and preferences, where the demo's would lie."""
+    texts = [f"Text {number} of {number**2} words, and no word more.\n" for number in range(500)]
+    (place / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train_tokenizer(texts, place / "demo" / "tokenizer", 380, "bpe", threads=1)
+    (place / "demo" / "corpus").mkdir()
+    tokenize(["texts.jsonl"], place / "demo" / "tokenizer", place / "demo" / "corpus" / "stdlib")
+    records = {
+        "sft": [{"prompt": "How many?", "completion": text} for text in texts],
+        "preferences": [{"prompt": "How many?", "chosen": text, "rejected": f"No {text}"} for text in texts],
+    }
+    for kind, found in records.items():
+        (place / "demo" / kind).mkdir()
+        for name in ("train", "validation"):
+            (place / "demo" / kind / f"{name}.jsonl").write_text(
+                "".join(json.dumps(record) + "\n" for record in found)
+            )
