@@ -1,11 +1,15 @@
 """What the commands for jobs do on a real SLURM: sweeps, pipelines, status, logs, cancel, the preflight."""
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
+from llmscale.data.train_tokenizer import train_tokenizer
 from tests.cluster.runs import DP2, SlurmPlace
 from tests.cluster.waiting import wait_until
 
@@ -40,48 +44,74 @@ def test_sweep_is_a_job_array(slurm_place: SlurmPlace) -> None:
     assert {name: run["state"] for name, run in found.items()} == dict.fromkeys(names, "done")
 
 
-PIPELINE: dict[str, Any] = {
-    "name": "three",
-    "stages": [
-        {"name": "first", "config": "slurm.yaml", "overrides": {"train.steps": 6}},
-        {"name": "second", "config": "slurm.yaml", "overrides": {"train.steps": 4, "train.seed": 2}},
-        {"name": "third", "config": "slurm.yaml", "overrides": {"train.steps": 3, "train.seed": 3}},
-    ],
+STAGES: dict[str, dict[str, Any]] = {
+    "pretrain": {"train.steps": 6},
+    "sft": {"task": "sft", "train.steps": 4},
+    "reward": {"task": "reward", "train.steps": 3},
+    "dpo": {"task": "dpo", "train.steps": 3, "train.init_from": "{sft}"},
 }
+MATRIX = "model.layers.0.self_attn.q_proj.weight"
+BEGUN_FROM = {"sft": "pretrain", "reward": "sft", "dpo": "sft"}
 
 
-def test_pipeline_of_three_stages(slurm_place: SlurmPlace) -> None:
+def write_pipeline(place: SlurmPlace) -> Path:
+    """From nothing to preferences: each stage with a seed of its own, and the records that it needs."""
+    folder = place.place.folder
+    said = [f"What is {number}? It is {number**2}." for number in range(200)]
+    train_tokenizer(said, folder / "tokenizer", 366, "bpe", threads=1)
+    chosen = {"train.sequence_length": 64, "tokenizer": str(folder / "tokenizer")}
+    for name, rejected in (("sft", {}), ("preferences", {"rejected": " It is not."})):
+        asked = [text.partition("?") for text in said]
+        answer = "chosen" if rejected else "completion"
+        records = [{"prompt": f"{question}?", answer: rest, **rejected} for question, _, rest in asked]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    stages = []
+    for number, (name, overrides) in enumerate(STAGES.items()):
+        data = "sft" if name == "sft" else "preferences"
+        read = {} if name == "pretrain" else chosen | {"data.train": [str(folder / f"{data}.jsonl")]}
+        stages.append(
+            {"name": name, "config": "slurm.yaml", "overrides": overrides | read | {"train.seed": number + 1}}
+        )
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"pipeline": {"name": "chain", "stages": stages}}))
+    return path
+
+
+def is_near(one: Tensor, other: Tensor) -> bool:
+    """A few steps apart; weights of different seeds are further from each other than from nothing."""
+    return bool((one.float() - other.float()).norm() < 0.5 * other.float().norm())
+
+
+def test_pipeline_from_nothing_to_preferences(slurm_place: SlurmPlace) -> None:
     cluster = slurm_place.cluster
-    path = slurm_place.place.folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump({"pipeline": PIPELINE}))
-    slurm_place.llmscale("submit", str(path))
-    group = json.loads((slurm_place.root / "three" / "pipeline.json").read_text())
+    slurm_place.llmscale("submit", str(write_pipeline(slurm_place)))
+    group = json.loads((slurm_place.root / "chain" / "pipeline.json").read_text())
     stages = [slurm_place.submitted(stage["run"].rsplit("/", 1)[1]) for stage in group["stages"]]
     waiting = [cluster.job(stage.job)["dependency"] for stage in stages]
     assert waiting[0] == ""
     assert [text.partition("(")[0] for text in waiting[1:]] == [
-        f"afterok:{stage.job}" for stage in stages[:2]
+        f"afterok:{stage.job}" for stage in stages[:-1]
     ]
     for stage in stages:
         stage.finish()
     jobs = [cluster.job(stage.job) for stage in stages]
     assert all(before["end_time"] <= after["start_time"] for before, after in zip(jobs, jobs[1:]))
-    assert [stage.run.last_step() for stage in stages] == [6, 4, 3]
-    for before, after in zip(stages, stages[1:]):
-        config = yaml.safe_load((after.run.folder / "config.yaml").read_text())
-        assert config["train"]["init_from"] == str(before.run.folder)
-        # It begins where the stage before ended, not at the loss of weights made of nothing.
-        assert after.run.stream()[0][3] < before.run.stream()[0][3]
-    found = standing(slurm_place, "three")
-    assert [run["state"] for run in found.values()] == ["done", "done", "done"]
+    assert [stage.run.last_step() for stage in stages] == [6, 4, 3, 3]
+    runs = {name: stage.run for name, stage in zip(STAGES, stages)}
+    for name, before in BEGUN_FROM.items():
+        config = yaml.safe_load((runs[name].folder / "config.yaml").read_text())
+        assert config["train"]["init_from"] == str(runs[before].folder)
+        assert is_near(runs[name].tensors()[MATRIX], runs[before].tensors()[MATRIX])
+    assert "score.weight" in runs["reward"].tensors()
+    assert runs["dpo"].stream()[0][3] == pytest.approx(math.log(2), abs=1e-4)
+    found = standing(slurm_place, "chain")
+    assert [run["state"] for run in found.values()] == ["done"] * 4
 
 
 def test_failed_stage_stops_the_pipeline(slurm_place: SlurmPlace) -> None:
     """What waits for a stage that failed never starts, and leaves the queue."""
-    path = slurm_place.place.folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump({"pipeline": PIPELINE}))
-    slurm_place.llmscale("submit", str(path), "cluster.setup=[exit 1]")
-    group = json.loads((slurm_place.root / "three" / "pipeline.json").read_text())
+    slurm_place.llmscale("submit", str(write_pipeline(slurm_place)), "cluster.setup=[exit 1]")
+    group = json.loads((slurm_place.root / "chain" / "pipeline.json").read_text())
     stages = [slurm_place.submitted(stage["run"].rsplit("/", 1)[1]) for stage in group["stages"]]
     stages[0].end("FAILED")
     for stage in stages[1:]:
