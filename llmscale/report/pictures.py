@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from llmscale.report.gather import RunData, smoothed
 from llmscale.report.validations import confusion, numbers, readable, trade
@@ -55,7 +55,9 @@ def render(
                 axes.remove()
                 continue
             drawn[place](axes, runs)
-            axes.set_xlabel(axes.get_xlabel() or "step")
+            if not axes.get_xlabel():
+                axes.set_xlabel("step")
+                axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
             # What is there once needs no name.
             if len(axes.get_legend_handles_labels()[0]) > 1:
                 axes.legend()

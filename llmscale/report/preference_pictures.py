@@ -8,7 +8,7 @@ from matplotlib.ticker import PercentFormatter
 
 from llmscale.report.gather import RunData, smoothed
 from llmscale.report.pictures import COLOURS, Draw
-from llmscale.report.preferences import SIDES, Sides, calibration, measures, over_validations
+from llmscale.report.preferences import SIDES, Sides, calibration, measures, over_steps, over_validations
 from llmscale.report.validations import readable
 
 CHOSEN, REJECTED, LEVEL = "#059669", "#dc2626", "#94a3b8"
@@ -35,7 +35,7 @@ def draw_accuracy(axes: Axes, runs: Sequence[RunData]) -> None:
     for run, colour in zip(runs, COLOURS * len(runs)):
         _line(axes, run, "accuracy", colour, _names(runs, run))
     axes.axhline(0.5, color=LEVEL, linestyle=":", linewidth=1.2, zorder=1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title("Accuracy")
 
 
@@ -61,6 +61,7 @@ def _sides(sides: Sides) -> Draw:
                 _line(axes, run, name, own if alone else colour, (f"{prefix}{word}", None), style)
             if alone and sides.has_margin:
                 _margin(axes, run, sides)
+        axes.set_ylabel(sides.unit)
         axes.set_title(sides.title)
 
     return draw
@@ -89,11 +90,10 @@ def _line(
     """The moving average over the steps, pale, and the validations on top of it."""
     of_line, of_points = names
     steps, values = over_validations(run, name)
-    known = [(step, value) for step, value in zip(run.steps, run.column(name)) if value == value]
-    if known:
+    trained, found = over_steps(run, name)
+    if trained:
         label = of_line if of_points or not steps else None
-        averaged = smoothed([value for _, value in known])
-        axes.plot([step for step, _ in known], averaged, color=colour, alpha=0.35, linewidth=1.5, label=label)
+        axes.plot(trained, smoothed(found), color=colour, alpha=0.35, linewidth=1.5, label=label)
     if steps:
         label = of_points or of_line
         joined = {"linestyle": style, "linewidth": 2, "marker": "o", "markersize": 5}

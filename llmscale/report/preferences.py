@@ -16,12 +16,19 @@ class Sides:
     rejected: str
     has_margin: bool = True
     """Their distance is what is learned."""
+    unit: str = ""
 
 
 SIDES = (
     Sides("Rewards", "chosen_reward", "rejected_reward"),
     Sides("Scores", "chosen_score", "rejected_score"),
-    Sides("Log-probabilities of answers", "chosen_log_probability", "rejected_log_probability", False),
+    Sides(
+        "Log-probabilities of answers",
+        "chosen_log_probability",
+        "rejected_log_probability",
+        False,
+        "nats an answer",
+    ),
 )
 DRAWN = ("accuracy", "margin", "kl", *(name for side in SIDES for name in (side.chosen, side.rejected)))
 """Numbers that have a place in those pictures: the margin is the distance of the two sides."""
@@ -36,12 +43,18 @@ def measures(run: RunData, name: str) -> bool:
     return run.has(name) or name in metric_names(run)
 
 
+def over_steps(run: RunData, name: str) -> tuple[list[int], list[float]]:
+    """Steps that have the number, and it."""
+    known = [(record["step"], record[name]) for record in run.metrics if record.get(name) is not None]
+    if name == "accuracy" and run.has("kl"):
+        # The first step's is that of the reference itself, which tells nothing (`numbers`).
+        known = [(step, value) for step, value in known if step > 1]
+    return [step for step, _ in known], [value for _, value in known]
+
+
 def over_validations(run: RunData, name: str) -> tuple[list[int], list[float]]:
     """Steps, and the number at each."""
     events = [event for event in run.validations if name in numbers(event)]
-    if name == "accuracy" and run.config.task == "dpo" and run.config.dpo.has_reference:
-        # Of the start itself all rewards are 0, and no answer is the better one.
-        events = [event for event in events if event.step]
     return [event.step or 0 for event in events], [numbers(event)[name] for event in events]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from llmscale.commands.report import report, write_report
 from llmscale.report.gather import gather, smoothed, summary
-from llmscale.report.preferences import Bin, calibration, over_validations
+from llmscale.report.preferences import Bin, calibration, over_steps, over_validations
 from llmscale.report.validations import confusion, figures_table, label_table, trade
 from llmscale.runtime.events import EventHook
 from llmscale.runtime.hooks import Forgetting, Sample, ValidationRecord
@@ -148,6 +148,9 @@ def test_the_start_of_dpo_is_right_about_nothing(tmp_path: Path) -> None:
     run = gather(make_preference_run(tmp_path, "dpo", "dpo"))
     assert over_validations(run, "accuracy")[0] == [20, 40, 60, 80, 100]
     assert over_validations(run, "margin")[0][0] == 0
+    assert over_steps(run, "accuracy")[0][0] == 2 and over_steps(run, "kl")[0][0] == 1
+    table = figures_table(run)
+    assert table is not None and ("Accuracy", "–", "0.7324", "0.8000") in table[1]
     assert over_validations(gather(make_preference_run(tmp_path, "r", "reward")), "accuracy")[0][0] == 0
 
 
