@@ -25,6 +25,8 @@ def _pictures(runs: Sequence[RunData]) -> Iterator[Draw]:
 
     if some("accuracy"):
         yield draw_accuracy
+    if len(runs) > 1 and some("margin"):
+        yield draw_margin
     yield from (_sides(sides) for sides in SIDES if some(sides.chosen))
     if some("kl"):
         yield draw_kl
@@ -37,6 +39,14 @@ def draw_accuracy(axes: Axes, runs: Sequence[RunData]) -> None:
     axes.axhline(0.5, color=LEVEL, linestyle=":", linewidth=1.2, zorder=1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title("Accuracy")
+
+
+def draw_margin(axes: Axes, runs: Sequence[RunData]) -> None:
+    """Chosen less rejected: of several runs their distance says more than where either lies."""
+    for run, colour in zip(runs, COLOURS * len(runs)):
+        _line(axes, run, "margin", colour, _names(runs, run))
+    axes.axhline(0, color=LEVEL, linewidth=1, zorder=1)
+    axes.set_title("Margin")
 
 
 def draw_kl(axes: Axes, runs: Sequence[RunData]) -> None:
@@ -58,8 +68,9 @@ def _sides(sides: Sides) -> Draw:
                 (sides.chosen, CHOSEN, "-", "chosen"),
                 (sides.rejected, REJECTED, "--", "rejected"),
             ):
-                _line(axes, run, name, own if alone else colour, (f"{prefix}{word}", None), style)
-            if alone and sides.has_margin:
+                names = (f"{prefix}{word}", None)
+                _line(axes, run, name, own if alone else colour, names, style, sides.is_compared)
+            if alone and sides.is_compared:
                 _margin(axes, run, sides)
         axes.set_ylabel(sides.unit)
         axes.set_title(sides.title)
@@ -86,12 +97,18 @@ def _line(
     colour: str,
     names: tuple[str, str | None],
     style: str = "-",
+    with_steps: bool = True,
 ) -> None:
-    """The moving average over the steps, pale, and the validations on top of it."""
+    """The moving average over the steps, pale, and the validations on top of it.
+
+    Args:
+        names: of the line and of the points in the legend; None: they have one together.
+        with_steps: where there are validations, too.
+    """
     of_line, of_points = names
     steps, values = over_validations(run, name)
     trained, found = over_steps(run, name)
-    if trained:
+    if trained and (with_steps or not steps):
         label = of_line if of_points or not steps else None
         axes.plot(trained, smoothed(found), color=colour, alpha=0.35, linewidth=1.5, label=label)
     if steps:

@@ -14,8 +14,9 @@ class Sides:
     title: str
     chosen: str
     rejected: str
-    has_margin: bool = True
-    """Their distance is what is learned."""
+    is_compared: bool = True
+    """Their distance is what is learned. Else their sizes depend on the answers more than on the model: of
+    training, where each step has others, they say nothing."""
     unit: str = ""
 
 

@@ -90,7 +90,7 @@ def figures_table(run: RunData) -> Table | None:
     for name, event in places:
         columns.setdefault(event.step, []).append(name)
     told = {event.step: _figures(event) for _, event in places}
-    names = list(dict.fromkeys(name for one in told.values() for name in one))
+    names = list(dict.fromkeys(name for one in reversed(told.values()) for name in one))
     heads = ("", *(f"{', '.join(called)} (step {step})" for step, called in columns.items()))
     rows = [(readable(name), *(_shown(told[step].get(name)) for step in columns)) for name in names]
     return heads, rows

@@ -139,7 +139,14 @@ def test_what_preferences_measure_is_shown(tmp_path: Path, capsys: pytest.Captur
     assert ["KL", "to", "the", "reference", "0.0000", "4.1828", "9.0000"] in lines
     assert any("lowest loss (step 60)" in line for line in shown.splitlines())
     text = (tmp_path / "of-both" / "report.html").read_text()
-    for shown in ("reward", "dpo: chosen", "Rewards", "Log-probabilities of answers", "KL to the reference"):
+    for shown in (
+        "reward",
+        "dpo: chosen",
+        "Margin",
+        "Rewards",
+        "Log-probabilities of answers",
+        "KL to the reference",
+    ):
         assert shown in text, shown
 
 

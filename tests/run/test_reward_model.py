@@ -29,6 +29,12 @@ from tests.run.reward_models import FAMILIES, POSITIONS, peer_scores, random_fol
 CHAT = [{"role": "user", "content": "how many rows?"}, {"role": "assistant", "content": "seven, or six"}]
 TEXTS = [[5, 17, 40, 2], [9, 3, 77, 12, 250, 31, 8, 2], [300, 2], list(range(20, 61)) + [2]]
 """Each ends with EOS."""
+QUICK_FAMILIES, QUICK_TEMPLATES = ("llama", "gpt2"), ("chatml",)
+"""What `make test` runs; the rest is `make soak`."""
+
+
+def some_in_soak(value: str, quick: tuple[str, ...]) -> Any:
+    return pytest.param(value, marks=[] if value in quick else pytest.mark.soak)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +100,7 @@ def test_ranks_that_share_the_model_all_have_the_scores_of_one(
             torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [some_in_soak(family, QUICK_FAMILIES) for family in FAMILIES])
 def test_a_run_scores_as_the_folder_that_it_is_exported_to(
     tmp_path: Path, folders: dict[str, Path], tokenizer: Path, alone: dict[str, Tensor], family: str
 ) -> None:
@@ -118,7 +124,7 @@ def opened(folder: Path) -> Any:
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
 
-@pytest.mark.parametrize("template", OURS)
+@pytest.mark.parametrize("template", [some_in_soak(template, QUICK_TEMPLATES) for template in OURS])
 def test_a_user_of_the_export_scores_what_was_trained(
     tmp_path: Path, folders: dict[str, Path], tokenizer: Path, template: str
 ) -> None:
