@@ -82,9 +82,9 @@ def prompt_tuning(place: Place) -> Run:
     )
 
 
-def scored(place: Place, target: Path, **layout: int) -> tuple[list[Scored], Tally]:
+def scored(place: Place, target: Path) -> tuple[list[Scored], Tally]:
     """The validation data."""
-    found = find_target(str(target), place.folder / "runs", scores=True, **layout)
+    found = find_target(str(target), place.folder / "runs", scores=True)
     chat, tally, told = chat_encoder(found.config, found.tokenizer, found.positions), Tally(), []
     with open_reward_model(found) as model:
         scorer = RecordScorer(model, chat, {}, found.positions, batch=5)

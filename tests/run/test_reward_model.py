@@ -70,8 +70,11 @@ def scores_rank(_: int, targets: list[Target]) -> list[Tensor]:
     ]
 
 
-def targets(folders: dict[str, Path], **layout: int) -> list[Target]:
-    return [find_target(str(folder), Path("runs"), scores=True, **layout) for folder in folders.values()]
+def targets(folders: dict[str, Path], tensor: int = 1, pipeline: int = 1) -> list[Target]:
+    return [
+        find_target(str(folder), Path("runs"), None, tensor, pipeline, scores=True)
+        for folder in folders.values()
+    ]
 
 
 @pytest.fixture(scope="module")
