@@ -1,6 +1,7 @@
 """The unit of work of the engine: one microbatch of token sequences.
 
-Shapes: B rows in the microbatch, S tokens in a row, L documents of the fullest row, padding not counted.
+Shapes: B rows in the microbatch, S tokens in a row, L documents of the fullest row, padding not counted;
+C tokens that count.
 """
 
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ class Batch:
     row is one document."""
     padding: int = 0
     """Tokens that only fill the rows."""
+    counted_C: Tensor | None = None
+    """int64, places in [S, B] of the tokens whose label counts, and of a few others: logits are computed of
+    these only. None: of all."""
     targets_BL: Tensor | None = None
     """float32, what is to be told of each document (its label's number, or the number itself), one column a
     document of the fullest row; not-a-number in rows with fewer. Only of classification: there the loss mask

@@ -1,6 +1,6 @@
 """One row of a batch as a source of data makes it, and rows as a batch.
 
-Shapes: S tokens of a row, B rows, L documents of the fullest row.
+Shapes: S tokens of a row, B rows, L documents of the fullest row, C tokens that count.
 """
 
 import math
@@ -14,7 +14,8 @@ from torch import Tensor
 from llmscale.data.batch import Batch
 
 LENGTH_UNIT = 8
-"""Rows that may be shortened keep a multiple of so many tokens: matrices of odd sizes are slow."""
+"""Rows that may be shortened keep a multiple of so many tokens: matrices of odd sizes are slow. So it is with
+the tokens that logits are computed of."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,30 @@ class RowSource(Protocol):
 def batch_of(rows: Sequence[Row]) -> Batch:
     """The rows as one microbatch."""
     is_packed = any(row.document_lengths is not None for row in rows)
+    loss_mask_BS = torch.stack([row.loss_mask_S for row in rows])
     return Batch(
         tokens_BS=torch.stack([row.tokens_S for row in rows]),
         labels_BS=torch.stack([row.labels_S for row in rows]),
-        loss_mask_BS=torch.stack([row.loss_mask_S for row in rows]),
+        loss_mask_BS=loss_mask_BS,
         position_ids_BS=torch.stack([row.position_ids_S for row in rows]),
         document_lengths=tuple(row.document_lengths or (len(row.tokens_S),) for row in rows)
         if is_packed
         else None,
         padding=sum(row.padding for row in rows),
+        counted_C=_counted(loss_mask_BS),
         targets_BL=_targets(rows) if any(row.targets for row in rows) else None,
         **(_members(rows) if any(row.members for row in rows) else {}),
     )
+
+
+def _counted(loss_mask_BS: Tensor) -> Tensor | None:
+    """See `Batch.counted_C`; a multiple of `LENGTH_UNIT`, and never none."""
+    counts_T = loss_mask_BS.T.flatten() > 0
+    counted, others = counts_T.nonzero()[:, 0], counts_T.logical_not().nonzero()[:, 0]
+    wanted = max(1, -(-len(counted) // LENGTH_UNIT)) * LENGTH_UNIT
+    if wanted >= len(counts_T):
+        return None
+    return torch.cat((counted, others[: wanted - len(counted)]))
 
 
 def _members(rows: Sequence[Row]) -> dict[str, Tensor]:

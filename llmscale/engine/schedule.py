@@ -56,7 +56,7 @@ def run_schedule(
         before_microbatch(number)
         lengths = batch.document_lengths
         documents = None if lengths is None else Documents(lengths)
-        output = chunk(batch.tokens_BS, batch.position_ids_BS, documents)
+        output = chunk(batch.tokens_BS, batch.position_ids_BS, documents, batch.counted_C)
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             differentiate, report = loss_function(chunk.module, output, batch)

@@ -19,9 +19,9 @@ from llmscale.parallel.world import World
 class LanguageModel(GPTModel):
     """One chunk of the model on this rank.
 
-    The last chunk returns logits [S, B, V / tensor ranks], padding columns included, or, where it has a head
-    for them, scores [S, B, outputs]; every other one returns hidden states [S, B, H] (its part of S under
-    sequence parallelism).
+    The last chunk returns logits [S, B, V / tensor ranks], padding columns included, or [C, 1, V / tensor
+    ranks] of the C tokens that it is asked for; where it has a head for them, scores [S, B, outputs]. Every
+    other one returns hidden states [S, B, H] (its part of S under sequence parallelism).
     """
 
     def __init__(
@@ -54,7 +54,11 @@ class LanguageModel(GPTModel):
         engine sums their gradients."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, tokens_BS: Tensor, position_ids_BS: Tensor, documents: Documents | None = None
+        self,
+        tokens_BS: Tensor,
+        position_ids_BS: Tensor,
+        documents: Documents | None = None,
+        counted_C: Tensor | None = None,
     ) -> Tensor:
         """Logits, scores or hidden states, see the class.
 
@@ -62,11 +66,18 @@ class LanguageModel(GPTModel):
             tokens_BS: int64; read by the first chunk, whose input they are.
             position_ids_BS: int64, positions within their document.
             documents: of packed rows; None where each row is one.
+            counted_C: places in [S, B] of the tokens whose logits are wanted; None: of all.
         """
         hidden = self.hidden_states(tokens_BS, position_ids_BS, documents)
         if not self.post_process:
             return hidden
-        return self.logits(hidden) if self.score is None else self.score(hidden)
+        if self.score is not None:
+            return self.score(hidden)
+        if counted_C is None:
+            return self.logits(hidden)
+        if self.config.sequence_parallel:  # the output layer needs this rank's part of the sequence
+            return _places(self.logits(hidden), counted_C)
+        return self.logits(_places(hidden, counted_C))
 
     def hidden_states(
         self, tokens_BS: Tensor, position_ids_BS: Tensor, documents: Documents | None = None
@@ -105,3 +116,8 @@ class LanguageModel(GPTModel):
         parts = [torch.empty_like(local_SBV) for _ in range(group.size())] if group.rank() == 0 else None
         torch.distributed.gather(local_SBV, parts, group=group, group_dst=0)
         return torch.cat(parts, dim=-1)[..., : self.true_vocabulary_size] if parts else None
+
+
+def _places(values_SBX: Tensor, places_C: Tensor) -> Tensor:
+    """[C, 1, X]."""
+    return values_SBX.flatten(0, 1).index_select(0, places_C)[:, None]

@@ -7,21 +7,21 @@ from torch import Tensor
 from llmscale.model.language_model import LanguageModel
 
 
-def token_losses(model: LanguageModel, logits_SBV: Tensor, labels_BS: Tensor) -> Tensor:
-    """Negative log-probability of each label, [B, S], float32 (float64 for float64 logits).
+def token_losses(model: LanguageModel, logits_SBV: Tensor, labels_SB: Tensor) -> Tensor:
+    """Negative log-probability of each label, [S, B], float32 (float64 for float64 logits).
 
     Args:
         model: the chunk that made the logits: knows the split and the padding of the vocabulary.
         logits_SBV: this tensor rank's columns.
-        labels_BS: int64, in the true vocabulary.
+        labels_SB: int64, in the true vocabulary.
     """
-    sequence, batch, local_columns = logits_SBV.shape
+    local_columns = logits_SBV.shape[-1]
     first_column = local_columns * model.world.coordinates.tensor
     losses_T = cross_entropy(
         logits_SBV.view(-1, local_columns),
-        labels_BS.T.reshape(-1),
+        labels_SB.flatten(),
         first_column,
         max(0, min(local_columns, model.true_vocabulary_size - first_column)),
         model.world.tensor_group,
     )
-    return losses_T.view(sequence, batch).T
+    return losses_T.view(labels_SB.shape)

@@ -4,13 +4,13 @@ from torch import Tensor
 
 from llmscale.data.batch import Batch
 from llmscale.model.language_model import LanguageModel
-from llmscale.model.logprobs import token_losses
+from llmscale.objectives.label_losses import label_losses
 from llmscale.objectives.objective import Objective
 
 
 class CausalLM(Objective):
     def loss_sum(self, model: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
-        losses_BS = token_losses(model, output, batch.labels_BS)
+        losses_BS = label_losses(model, output, batch)
         return (losses_BS * batch.loss_mask_BS).sum()
 
     def count(self, batch: Batch) -> float:

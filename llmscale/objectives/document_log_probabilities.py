@@ -1,6 +1,6 @@
 """Log-probabilities of whole answers, from logits whose vocabulary is split over the tensor ranks.
 
-Shapes: S sequence, B rows, V vocabulary, L documents of the fullest row.
+Shapes: S sequence, B rows, L documents of the fullest row.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llmscale.data.batch import Batch
 from llmscale.model.language_model import LanguageModel
-from llmscale.model.logprobs import token_losses
+from llmscale.objectives.label_losses import label_losses
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DocumentLogProbabilities:
 
 
 def document_log_probabilities(
-    model: LanguageModel, logits_SBV: Tensor, batch: Batch
+    model: LanguageModel, logits: Tensor, batch: Batch
 ) -> DocumentLogProbabilities:
     """What the model gives to the learned tokens of each document; tokens of the prompt count by
     `batch.loss_mask_BS`, by their place, not by what they are.
@@ -34,9 +34,9 @@ def document_log_probabilities(
 
     Args:
         model: the chunk that made the logits.
-        logits_SBV: this tensor rank's columns.
+        logits: this tensor rank's columns, of all tokens or of `batch.counted_C`.
     """
-    losses_BS = token_losses(model, logits_SBV, batch.labels_BS)
+    losses_BS = label_losses(model, logits, batch)
     return DocumentLogProbabilities(
         # A selection, not a product: what a token of padding costs may be infinite.
         sums_of_documents(torch.where(batch.loss_mask_BS > 0, -losses_BS, 0.0), batch),

@@ -9,8 +9,8 @@ from torch import Tensor
 from llmscale.data.batch import Batch
 from llmscale.engine.engine import Engine
 from llmscale.model.language_model import LanguageModel
-from llmscale.model.logprobs import token_losses
 from llmscale.objectives.causal_lm import CausalLM
+from llmscale.objectives.label_losses import label_losses
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.rng import derived_seed
 from llmscale.parallel.world import World
@@ -33,7 +33,7 @@ class TokenLosses(CausalLM):
     sum_count = ROW
 
     def sums(self, model: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
-        losses_BS = token_losses(model, output, batch.labels_BS)
+        losses_BS = label_losses(model, output, batch)
         return torch.nn.functional.pad((losses_BS * batch.loss_mask_BS).sum(0), (0, ROW - losses_BS.shape[1]))
 
 

@@ -29,15 +29,15 @@ def mark_nothing_replicated(engine: Engine) -> None:
         parameter.tensor_model_parallel = not engine.declarations[name].tensor_replicated  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def padding_counts(chunk: LanguageModel, logits_SBV: Tensor, labels_BS: Tensor) -> Tensor:
+def padding_counts(chunk: LanguageModel, logits_SBV: Tensor, labels_SB: Tensor) -> Tensor:
     """Cross-entropy over the padded vocabulary."""
-    sequence, batch, columns = logits_SBV.shape
-    labels_T = labels_BS.T.reshape(-1)
+    columns = logits_SBV.shape[-1]
+    labels_T = labels_SB.flatten()
     group = chunk.world.tensor_group
     losses_T = cross_entropy(
         logits_SBV.view(-1, columns), labels_T, columns * chunk.world.coordinates.tensor, columns, group
     )
-    return losses_T.view(sequence, batch).T
+    return losses_T.view(labels_SB.shape)
 
 
 def sum_nothing(_: Engine) -> None:
@@ -67,7 +67,7 @@ MISTAKES = {
     ),
     "padded logits not masked": (
         {"tensor": 2},
-        {"llmscale.objectives.causal_lm.token_losses": padding_counts},
+        {"llmscale.objectives.label_losses.token_losses": padding_counts},
         "loss",
     ),
 }
