@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from math import isqrt
 
-from llmscale.config import cluster_checks, preference_checks, tuning_checks
+from llmscale.config import cluster_checks, preference_checks, rlhf_checks, tuning_checks
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
 
@@ -306,5 +306,6 @@ RULES: tuple[Rule, ...] = (
     stop_within_schedule,
     *tuning_checks.RULES,
     *preference_checks.RULES,
+    *rlhf_checks.RULES,
     *cluster_checks.RULES,
 )

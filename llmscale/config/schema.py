@@ -12,6 +12,7 @@ from pydantic import Field
 
 from llmscale.config.cluster import ClusterSection
 from llmscale.config.preferences import DpoSection, PreferencesSection, RewardSection
+from llmscale.config.rlhf import RlhfSection
 from llmscale.config.section import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -304,6 +305,7 @@ class Config(Section):
     preferences: PreferencesSection = PreferencesSection()
     reward: RewardSection = RewardSection()
     dpo: DpoSection = DpoSection()
+    rlhf: RlhfSection = RlhfSection()
     peft: PeftSection = PeftSection()
     parallel: ParallelSection = ParallelSection()
     zero: ZeroSection = ZeroSection()

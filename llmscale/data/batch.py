@@ -4,7 +4,8 @@ Shapes: B rows in the microbatch, S tokens in a row, L documents of the fullest 
 C tokens that count.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +53,9 @@ class Batch:
     not-a-number where it is not known."""
     document_BL: Tensor | None = None
     """int64, number of each document in its prepared data, -1: no such document."""
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """What reinforcement learning knows of each label, by name (`llmscale.objectives.rl.signals`): floats,
+    [B, S], 0 where nothing is known."""
 
     def to(self, device: torch.device) -> "Batch":
         tensors = {
@@ -59,4 +63,5 @@ class Batch:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return replace(self, **tensors)
+        signals = {name: value.to(device, non_blocking=True) for name, value in self.signals.items()}
+        return replace(self, **tensors, signals=signals)

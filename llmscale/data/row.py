@@ -4,8 +4,8 @@ Shapes: S tokens of a row, B rows, L documents of the fullest row, C tokens that
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -48,6 +48,8 @@ class Row:
     """One a document, of classification."""
     members: tuple[Member, ...] = ()
     """One a document, of preferences."""
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """[S] each, of reinforcement learning."""
 
 
 def empty_row(length: int) -> Row:
@@ -84,6 +86,7 @@ def batch_of(rows: Sequence[Row]) -> Batch:
         counted_C=_counted(loss_mask_BS),
         targets_BL=_targets(rows) if any(row.targets for row in rows) else None,
         **(_members(rows) if any(row.members for row in rows) else {}),
+        signals=_signals(rows),
     )
 
 
@@ -95,6 +98,16 @@ def _counted(loss_mask_BS: Tensor) -> Tensor | None:
     if wanted >= len(counts_T):
         return None
     return torch.cat((counted, others[: wanted - len(counted)]))
+
+
+def _signals(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Every name that one of the rows has; 0 in the others."""
+    known = {name: signal_S.dtype for row in rows for name, signal_S in row.signals.items()}
+    length = len(rows[0].tokens_S)
+    return {
+        name: torch.stack([row.signals.get(name, torch.zeros(length, dtype=dtype)) for row in rows])
+        for name, dtype in known.items()
+    }
 
 
 def _members(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -155,4 +168,5 @@ def _cut(row: Row, length: int) -> Row:
         position_ids_S=row.position_ids_S[:length],
         document_lengths=lengths,
         padding=row.padding - removed,
+        signals={name: signal_S[:length] for name, signal_S in row.signals.items()},
     )
