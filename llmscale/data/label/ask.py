@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
+from llmscale.config.endpoint import EndpointSection, LimitsSection
 from llmscale.data.label.answers import Answer, Answers, Question
 from llmscale.data.label.endpoint import expected_tokens
-from llmscale.data.label.options import LimitsSection, RespondentSection
 from llmscale.data.label.pace import Stopped
 from llmscale.data.label.respondent import Refused, Respondent, RespondentFailed
 
@@ -62,7 +62,7 @@ class Budget:
 
 def ask_all(
     respondent: Respondent,
-    section: RespondentSection,
+    section: EndpointSection,
     questions: Iterable[Question],
     answers: Answers,
     purpose: str,

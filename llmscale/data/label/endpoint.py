@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from llmscale.config.endpoint import EndpointSection, key_of
 from llmscale.data.label.answers import Answer, Question
-from llmscale.data.label.options import RespondentSection, WordsSection, key_of
+from llmscale.data.label.options import WordsSection
 from llmscale.data.label.pace import Pace, retry_after
 from llmscale.data.label.respondent import Refused, RespondentFailed
 from llmscale.data.label.verdict import spoken_at
@@ -55,7 +56,7 @@ class Endpoint:
         stop: ends every wait.
     """
 
-    def __init__(self, section: RespondentSection, words: WordsSection | None, stop: threading.Event) -> None:
+    def __init__(self, section: EndpointSection, words: WordsSection | None, stop: threading.Event) -> None:
         assert section.endpoint is not None
         self._section = section
         self._words = words

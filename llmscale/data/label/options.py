@@ -1,53 +1,22 @@
 """The config of `llmscale data label`: a YAML file of its own, with `key=value` overrides."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from llmscale.config.endpoint import EndpointSection, endpoint_problems
 from llmscale.config.load import as_problem
 from llmscale.config.problems import InputError, Problem
-from llmscale.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from llmscale.config.section import NonNegativeFloat, PositiveInt, Section
 from llmscale.config.tree import apply_override, read_tree
 from llmscale.data.label.template import template_faults
 
 
-class LimitsSection(Section):
-    """How fast an endpoint is asked, how patiently, and how much of it is paid for."""
-
-    concurrency: PositiveInt = 8
-    """Requests under way at a time."""
-    requests_per_minute: PositiveFloat | None = None
-    tokens_per_minute: PositiveFloat | None = None
-    """Of prompts and answers together."""
-    timeout_seconds: PositiveFloat = 120.0
-    """For one whole answer."""
-    retries: NonNegativeInt = 6
-    """Tries after the first, each after twice the wait; then the command stops with what it has."""
-    longest_wait_seconds: PositiveFloat = 60.0
-    """Between two tries. An endpoint that asks for more (Retry-After) ends the command."""
-    requests: PositiveInt | None = None
-    """Budget: answers that may be paid for in all, those of earlier runs with the same output included."""
-    tokens: PositiveInt | None = None
-    """Budget: tokens of prompts and answers in all, those of earlier runs included."""
-
-
-class RespondentSection(Section):
+class RespondentSection(EndpointSection):
     """Who answers: an OpenAI-compatible endpoint, or a model here."""
 
-    endpoint: str | None = None
-    """Address up to `/v1`, without `/chat/completions`."""
-    name: str | None = None
-    """What the endpoint calls the model."""
-    key_variable: str | None = None
-    """Environment variable that holds the endpoint's key. Left out: none is sent."""
-    extra: dict[str, Any] = {}
-    """Fields of the request beside ours, such as `{seed: 1}`."""
-    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls `max_tokens`."""
     model: str | None = None
     """In place of an endpoint: a run, a checkpoint, or a Hugging Face folder."""
     root: Path = Path("runs")
@@ -60,10 +29,6 @@ class RespondentSection(Section):
     """Of a model here: stages that the layers are cut into."""
     batch: PositiveInt = 8
     """Of a model here: texts worked on together."""
-    temperature: NonNegativeFloat = 0.0
-    max_tokens: PositiveInt = 16
-    """Longest answer."""
-    limits: LimitsSection = LimitsSection()
 
 
 class WordsSection(Section):
@@ -142,11 +107,6 @@ def load_label_config(path: Path, overrides: Sequence[str] = ()) -> LabelConfig:
     return config
 
 
-def key_of(section: RespondentSection) -> str | None:
-    """The endpoint's key, from the environment only."""
-    return os.environ.get(section.key_variable) if section.key_variable else None
-
-
 def _problems(config: LabelConfig) -> Iterator[Problem]:
     yield from _respondent_problems("judge", config.judge)
     if config.candidates is not None:
@@ -170,16 +130,5 @@ def _respondent_problems(name: str, section: RespondentSection) -> Iterator[Prob
     if (section.endpoint is None) == (section.model is None):
         message = "set either endpoint (an address) or model (a run, a checkpoint, a Hugging Face folder)"
         yield Problem(name, "", message)
-    if section.endpoint is None:
-        return
-    address = urlsplit(section.endpoint)
-    if address.scheme not in ("http", "https") or not address.netloc:
-        message = "must be an address such as https://host/v1"
-        yield Problem(f"{name}.endpoint", section.endpoint, message)
-    if address.username or address.password:
-        yield Problem(f"{name}.endpoint", "…", "has a key in it; name an environment variable: key_variable")
-    if section.name is None:
-        yield Problem(f"{name}.name", None, "is needed: what the endpoint calls the model")
-    if section.key_variable and not key_of(section):
-        message = "is not set in the environment; export it, or leave key_variable out"
-        yield Problem(f"{name}.key_variable", section.key_variable, message)
+    if section.endpoint is not None:
+        yield from endpoint_problems(name, section)

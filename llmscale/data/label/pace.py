@@ -6,7 +6,7 @@ import time
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
-from llmscale.data.label.options import LimitsSection
+from llmscale.config.endpoint import LimitsSection
 
 FIRST_WAIT_SECONDS = 0.5
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from llmscale.config.endpoint import LimitsSection
 from llmscale.config.problems import InputError
 from llmscale.data.label.agreement import agreement, cohens_kappa, position, wilson_interval
 from llmscale.data.label.answers import Answer, Answers, question
-from llmscale.data.label.options import LabelConfig, LimitsSection, WordsSection, load_label_config
+from llmscale.data.label.options import LabelConfig, WordsSection, load_label_config
 from llmscale.data.label.pace import Pace, Stopped, retry_after
 from llmscale.data.label.pairs import UnusableRecord, pairs_of, read_record
 from llmscale.data.label.template import JudgeTemplate
