@@ -1,0 +1,87 @@
+"""A role as the driver sees it: samples go out by data-parallel rank, and what was made of them comes back in
+their order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from llmscale.parallel.layout import Layout
+from llmscale.rlhf.pool import Calls, Pool
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Pending(Generic[Result]):
+    """A call under way whose samples were dealt out."""
+
+    calls: Calls
+    layout: Layout
+    dealt: list[list[int]]
+    """Of each replica the places of its samples."""
+
+    def results(self, seconds: float | None = None) -> list[Result]:
+        """One a sample, in their order.
+
+        Raises:
+            WorkerLost, WorkerFailed: see `Calls.results`.
+        """
+        answers = self.calls.results(seconds)
+        found: dict[int, Result] = {}
+        for rank, answer in enumerate(answers):
+            if speaks(self.layout, rank):
+                places = self.dealt[self.layout.coordinates(rank).data]
+                found |= dict(zip(places, answer, strict=True))
+        return [found[place] for place in range(len(found))]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A role in a pool.
+
+    Args:
+        layout: of the role's model over all processes of the pool.
+    """
+
+    pool: Pool
+    role: str
+    layout: Layout
+
+    def submit(
+        self, method: str, samples: Sequence[Any], *shared: Any, costs: Sequence[int] | None = None
+    ) -> Pending[Any]:
+        """Begin a call for samples, each of which one replica gets; all its ranks get the same ones.
+
+        Args:
+            shared: further arguments, the same for all.
+            costs: of each sample, so that replicas have as much to do; None: all cost the same.
+        """
+        dealt = deal(costs or [1] * len(samples), self.layout.data)
+        shares = [[samples[place] for place in places] for places in dealt]
+        arguments = [
+            (shares[self.layout.coordinates(rank).data], *shared) for rank in range(self.layout.world_size)
+        ]
+        return Pending(self.pool.call(self.role, method, arguments), self.layout, dealt)
+
+    def tell(self, method: str, *arguments: Any) -> Calls:
+        """Begin a call with the same arguments on all ranks."""
+        return self.pool.call(self.role, method, [arguments] * self.layout.world_size)
+
+
+def speaks(layout: Layout, rank: int) -> bool:
+    """What a replica has found is told by the first tensor rank of its last stage."""
+    place = layout.coordinates(rank)
+    return place.tensor == place.context == 0 and place.pipeline == layout.pipeline - 1
+
+
+def deal(costs: Sequence[int], replicas: int) -> list[list[int]]:
+    """Places of samples for each replica: as many for each as can be, and of much the same cost.
+
+    The dearest first, in turns there and back; each replica's places in rising order.
+    """
+    dealt: list[list[int]] = [[] for _ in range(replicas)]
+    order = sorted(range(len(costs)), key=lambda place: (-costs[place], place))
+    for turn, place in enumerate(order):
+        round_, replica = divmod(turn, replicas)
+        dealt[replica if round_ % 2 == 0 else replicas - 1 - replica].append(place)
+    return [sorted(places) for places in dealt]
