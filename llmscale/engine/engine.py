@@ -20,6 +20,7 @@ from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.engine import state
 from llmscale.engine.anchor import anchor
+from llmscale.engine.ask import Tell, ask
 from llmscale.engine.clip import clip_gradients
 from llmscale.engine.fingerprint import Fingerprint, take_fingerprint
 from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
@@ -188,6 +189,14 @@ class Engine:
             self.deepspeed.eval()
             return self._forward_backward(
                 microbatches, self.steps_done, forward_only=True, objective=objective
+            )
+
+    def ask(self, microbatches: Sequence[Batch], tell: Tell) -> list[Tensor]:
+        """What `tell` makes of the output for each microbatch, on the ranks of the last stage; nothing on
+        others. Replicas give as many microbatches each."""
+        with self.world.active():
+            return ask(
+                self.scheduled, self.world, [batch.to(self.world.device) for batch in microbatches], tell
             )
 
     @contextlib.contextmanager

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from llmscale.data.batch import Batch
-from llmscale.engine.schedule import ScheduledChunk, run_schedule
+from llmscale.engine.ask import ask
+from llmscale.engine.schedule import ScheduledChunk
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.off import peft_off
 from llmscale.objectives.document_log_probabilities import document_log_probabilities
-from llmscale.parallel.rng import preserved
 from llmscale.parallel.world import World
 
 
@@ -86,32 +86,16 @@ class AdapterOff:
             return with_log_probabilities(self.scheduled, self.world, batches)
 
 
-@torch.no_grad()
 def with_log_probabilities(
     chunks: Sequence[ScheduledChunk], world: World, batches: Sequence[Batch]
 ) -> list[Batch]:
-    """The batches with what these chunks give to their documents as `reference_BL`, dropout off; as they
-    are on ranks of other stages than the last. Collective."""
+    """The batches with what these chunks give to their documents as `reference_BL`; as they are on ranks of
+    other stages than the last. Collective."""
 
-    def told(chunk: LanguageModel, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        found_BL = document_log_probabilities(chunk, output, batch).log_probabilities_BL
-        return found_BL.sum(), found_BL
+    def tell(chunk: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
+        return document_log_probabilities(chunk, output, batch).log_probabilities_BL
 
-    modes = [chunk.module.training for chunk in chunks]
-    for chunk in chunks:
-        chunk.module.eval()
-    with preserved(world.rng):
-        reports = run_schedule(
-            list(chunks),
-            world,
-            list(batches),
-            told,
-            forward_only=True,
-            # Nothing is drawn, but the model asks for its streams all the same.
-            before_microbatch=lambda _: world.seed("reference"),
-        )
-    for chunk, mode in zip(chunks, modes):
-        chunk.module.train(mode)
+    told = ask(chunks, world, batches, tell)
     if not world.is_last_stage:
         return list(batches)
-    return [replace(batch, reference_BL=found_BL) for batch, found_BL in zip(batches, reports, strict=True)]
+    return [replace(batch, reference_BL=found_BL) for batch, found_BL in zip(batches, told, strict=True)]
