@@ -1,4 +1,4 @@
-"""The judge's question: a jinja template of two answers, a prompt and a constitution."""
+"""The judge's question: a jinja template, such as of two answers, a prompt and a constitution."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,21 +13,48 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blo
 
 
 class BadTemplate(ValueError):
-    """It does not take a pair; the message says why."""
+    """It does not take what it is given; the message says why."""
 
 
-def template_faults(source: str) -> Iterator[str]:
-    """Everything that is wrong with a template whatever it is given."""
+def template_faults(
+    source: str, needed: Sequence[str] = NEEDED, known: Sequence[str] = KNOWN
+) -> Iterator[str]:
+    """Everything that is wrong with a template whatever it is given.
+
+    Args:
+        needed: names that it must use.
+        known: names that there are.
+    """
     try:
         used = meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
     except TemplateSyntaxError as error:
         yield f"is no template: line {error.lineno}: {error.message}"
         return
-    for name in NEEDED:
+    for name in needed:
         if name not in used:
             yield f"does not use {{{{ {name} }}}}, without which the judge cannot judge"
-    for name in sorted(used - set(KNOWN)):
-        yield f"uses {{{{ {name} }}}}; there are only {', '.join(KNOWN)}"
+    for name in sorted(used - set(known)):
+        yield f"uses {{{{ {name} }}}}; there are only {', '.join(known)}"
+
+
+class QuestionTemplate:
+    """
+    Args:
+        source: the template, without faults.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._template = _ENVIRONMENT.from_string(source)
+
+    def render(self, **values: Any) -> str:
+        """
+        Raises:
+            BadTemplate: the template fails on these.
+        """
+        try:
+            return self._template.render(values)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise BadTemplate(f"the judge's template does not take it: {error}") from None
 
 
 class JudgeTemplate:
@@ -39,7 +66,7 @@ class JudgeTemplate:
     """
 
     def __init__(self, source: str, words: Mapping[str, Any]) -> None:
-        self._template = _ENVIRONMENT.from_string(source)
+        self._template = QuestionTemplate(source)
         self._words = words
 
     def render(self, prompt: str, first: str, second: str, constitution: Sequence[str]) -> str:
@@ -47,9 +74,6 @@ class JudgeTemplate:
         Raises:
             BadTemplate: the template fails on these.
         """
-        try:
-            return self._template.render(
-                prompt=prompt, first=first, second=second, constitution=list(constitution), words=self._words
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise BadTemplate(f"the judge's template does not take it: {error}") from None
+        return self._template.render(
+            prompt=prompt, first=first, second=second, constitution=[*constitution], words=self._words
+        )
