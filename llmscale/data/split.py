@@ -22,7 +22,11 @@ class DealsTogether(Protocol):
 
 
 def records_of_split(
-    config: Config, encoder: RecordEncoder, source: RecordSource, entry: CorpusEntry, split: str
+    config: Config,
+    encoder: RecordEncoder | DealsTogether,
+    source: RecordSource,
+    entry: CorpusEntry,
+    split: str,
 ) -> np.ndarray:
     """Numbers of the records of `split`, in rising order. `data.split` deals out prompts where records are of
     prompts: several answers to one would otherwise be trained on and validated on."""

@@ -7,6 +7,7 @@ characters: a token that holds one of an answer is learned.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
@@ -130,14 +131,28 @@ class ChatEncoder:
         except BadRecord as error:
             return LeftOut("bad", str(error))
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """The tokens that ask the assistant to answer `messages`.
 
         Raises:
             BadRecord: the template does not take them.
         """
-        text = self.template.render(messages, ask=True).text
+        return self.rendered(self.template.render(messages, tools, ask=True).text)
+
+    def rendered(self, text: str) -> list[int]:
+        """The tokens of what a template has written, or of a part of it that begins with a special token."""
         return self._encoder_of_template.encode(text, add_special_tokens=False).ids
+
+    def said(self, tokens: Sequence[int]) -> str:
+        """The text of what a model wrote, without the token that ends it."""
+        ids = [*tokens[:-1]] if tokens and tokens[-1] in self.stops else [*tokens]
+        return self._encoder_of_template.decode(ids, skip_special_tokens=False)
+
+    def plain(self, text: str) -> list[int]:
+        """The tokens of a text that begins a document and that no template is put around."""
+        return [*self._begin, *self._encoder_of_text.encode(text, add_special_tokens=False).ids]
 
     def _read(self, record: Record, fields: Mapping[str, str]) -> _Learnable | LeftOut:
         try:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -48,6 +49,7 @@ class BadFunction(WorkerFailed):
 
 class LimitedProcess:
     """A function in a process that is started when it is first called, and again after it had to be killed.
+    Threads take turns.
 
     Args:
         function: `module:name`, looked for where this process looks, and in the folder where it runs.
@@ -63,6 +65,7 @@ class LimitedProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._stderr = bytearray()
+        self._turn = threading.RLock()
 
     def start(self) -> None:
         """Import the function now.
@@ -70,9 +73,12 @@ class LimitedProcess:
         Raises:
             BadFunction, WorkerFailed
         """
-        if self._process is not None and self._process.poll() is None:
-            return
-        self.close()
+        with self._turn:
+            if self._process is None or self._process.poll() is not None:
+                self.close()
+                self._start()
+
+    def _start(self) -> None:
         self.starts += 1
         self._folder = Path(tempfile.mkdtemp(prefix="llmscale-reward-"))
         self._process = subprocess.Popen(
@@ -99,27 +105,29 @@ class LimitedProcess:
             BadFunction, WorkerFailed: it raised, ended, or used more than it may. The next call is of a new
                 process, unless it only raised.
         """
-        self.start()
-        answer = self._exchange(arguments, self._limits.timeout_seconds, "the call")
-        if "error" in answer:
-            message = f"{answer['error']}{self._last_words()}"
-            if answer["broken"]:
-                self.close()
-            raise WorkerFailed(message)
-        return answer["result"]
+        with self._turn:
+            self.start()
+            answer = self._exchange(arguments, self._limits.timeout_seconds, "the call")
+            if "error" in answer:
+                message = f"{answer['error']}{self._last_words()}"
+                if answer["broken"]:
+                    self.close()
+                raise WorkerFailed(message)
+            return answer["result"]
 
     def close(self) -> None:
         """End it, with all that it has started."""
-        if self._process is not None:
-            end_family(self._process)
-            for pipe in self._pipes():
-                # A worker that is killed leaves what was not yet written to it.
-                with suppress(OSError):
-                    pipe.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._process, self._folder = None, None
-        self._stderr.clear()
+        with self._turn:
+            if self._process is not None:
+                end_family(self._process)
+                for pipe in self._pipes():
+                    # A worker that is killed leaves what was not yet written to it.
+                    with suppress(OSError):
+                        pipe.close()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._process, self._folder = None, None
+            self._stderr.clear()
 
     def _pipes(self) -> Sequence[Any]:
         assert self._process is not None
