@@ -185,7 +185,9 @@ def test_reinforce_plus_plus(seed: int, gamma: float, has_baseline: bool) -> Non
 def group_of(scores: list[float], length: int = 3) -> Rewarded:
     score_N = torch.tensor(scores, dtype=torch.float64)
     learned_NS = torch.ones(len(scores), length, dtype=torch.bool)
-    return Rewarded(token_rewards(score_N, learned_NS), learned_NS, torch.zeros(len(scores), dtype=torch.int64))
+    return Rewarded(
+        token_rewards(score_N, learned_NS), learned_NS, torch.zeros(len(scores), dtype=torch.int64)
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,6 +1,6 @@
 """The critic's loss: squared error, clipped as in the implementation of PPO (arXiv:2005.12729, section 3):
 
-    loss = max((V − R)², (V_old + clip(V − V_old, −ε, ε) − R)²) / 2
+    loss = max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²) / 2
 
 Elementwise.
 """
@@ -26,6 +26,6 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float 
     plain = (values - returns).square()
     if clip is None:
         return ValueLoss(plain / 2, torch.zeros_like(plain, dtype=torch.bool))
-    held = old_values + (values - old_values).clamp(-clip, clip)
+    held = values.clamp(old_values - clip, old_values + clip)
     clipped = (held - returns).square()
     return ValueLoss(torch.maximum(plain, clipped) / 2, clipped > plain)
