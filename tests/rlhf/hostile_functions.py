@@ -21,6 +21,10 @@ def seen(prompts: Any, completions: Any, **fields: Any) -> list[str]:
     return [repr((prompts, completions, sorted(fields.items())))]
 
 
+def choosy(prompts: list[str], completions: list[str], **fields: Any) -> list[float | None]:
+    return [None if completion == "none" else 1.0 for completion in completions]
+
+
 def obedient(prompts: list[str], completions: list[str], **fields: Any) -> Any:
     """Does what the first completion says that is an order."""
     for completion in completions:

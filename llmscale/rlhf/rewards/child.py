@@ -7,7 +7,6 @@ Needs the standard library alone, so that a process is there at once.
 import ctypes
 import importlib
 import inspect
-import json
 import math
 import os
 import resource
@@ -17,6 +16,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+
+# By name: what a program leaves in the module `json` is no answer of this one.
+from json import dumps, loads
 from typing import Any, TextIO, TypeGuard
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -27,7 +29,7 @@ LONGEST_MESSAGE = 1000
 def main() -> None:
     """The first line says what to import and what may be used; each later one is a call."""
     orders, answers = _own_pipes()
-    setup = json.loads(orders.readline())
+    setup = loads(orders.readline())
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans stay in sight of who counts and kills
     sys.path[:] = setup["path"]
@@ -43,7 +45,7 @@ def main() -> None:
     for line in orders:
         _allow_cpu(limits["cpu_seconds"])
         try:
-            answer: dict[str, Any] = {"result": call(json.loads(line))}
+            answer: dict[str, Any] = {"result": call(loads(line))}
         except BaseException as error:
             answer = {"error": brief(error), "broken": isinstance(error, MemoryError)}
         _tell(answers, answer)
@@ -157,7 +159,7 @@ def _own_pipes() -> tuple[TextIO, TextIO]:
 
 
 def _tell(answers: TextIO, answer: Mapping[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
+    answers.write(dumps(answer) + "\n")
     answers.flush()
 
 

@@ -29,6 +29,9 @@ COMMAND = "from llmscale.rlhf.rewards.child import main; main()"
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """Variables of the environment that a worker gets."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ANSWERS = ({"ready"}, {"problem"}, {"result"}, {"error", "broken"})
+"""Keys of the lines that a worker writes."""
+NO_ANSWER = "answered with something that is none"
 LONGEST_ANSWER = 64 << 20
 LONGEST_STDERR = 4000
 LOOK_SECONDS = 0.1
@@ -113,6 +116,9 @@ class LimitedProcess:
                 if answer["broken"]:
                     self.close()
                 raise WorkerFailed(message)
+            if "result" not in answer:
+                self.close()
+                raise WorkerFailed(f"{self.function}: the call {NO_ANSWER}")
             return answer["result"]
 
     def close(self) -> None:
@@ -164,10 +170,10 @@ class LimitedProcess:
             fault = exchange.run(seconds, self._limits)
             answer = None if fault else json.loads(exchange.answer)
         except ValueError:
-            fault, answer = "answered with something that is none", None
-        if fault is None and isinstance(answer, dict):
+            fault, answer = NO_ANSWER, None
+        if isinstance(answer, dict) and {*answer} in ANSWERS:
             return answer
-        message = f"{self.function}: {what} {fault or 'gave no answer'}{self._last_words()}"
+        message = f"{self.function}: {what} {fault or NO_ANSWER}{self._last_words()}"
         self.close()
         raise WorkerFailed(message)
 

@@ -54,6 +54,9 @@ class Means:
     """Where answers are kept that were paid for; None: nowhere."""
 
 
+NO_MEANS = Means()
+
+
 class RewardFailed(Exception):
     """The run must stop: too many answers have no reward. The message names one, and what was wrong."""
 

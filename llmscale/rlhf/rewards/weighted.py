@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from llmscale.config.rlhf_rewards import RewardTerm
-from llmscale.rlhf.rewards.reward import Means, Reward, RewardFailed, Sample, Scored
+from llmscale.rlhf.rewards.reward import NO_MEANS, Means, Reward, RewardFailed, Sample, Scored
 from llmscale.rlhf.rewards.table import open_reward
 
 
@@ -20,7 +20,7 @@ class Rewards:
         InputError: another run keeps its answers in the same folder.
     """
 
-    def __init__(self, terms: Sequence[RewardTerm], means: Means) -> None:
+    def __init__(self, terms: Sequence[RewardTerm], means: Means = NO_MEANS) -> None:
         self.errors = dict.fromkeys((term.name_or_default for term in terms), 0)
         """Answers so far that a reward could not be told of, by its name."""
         self._terms: list[tuple[RewardTerm, Reward]] = []
