@@ -1,6 +1,7 @@
 """Rows are dealt to microbatches so that little is padding, and none is lost or changed."""
 
 import random
+from dataclasses import replace
 
 import torch
 
@@ -37,3 +38,16 @@ def test_rows_of_a_step_are_dealt_by_length() -> None:
 
 def test_a_row_that_is_nothing_but_padding_keeps_a_unit() -> None:
     assert [len(row.tokens_S) for row in shortened([row_of(0, 1), row_of(0, 2)], 8)] == [8, 8]
+
+
+def test_signals_go_with_their_tokens() -> None:
+    """Shortened as those are, and 0 in rows that have none of the name."""
+    known = {"advantages": torch.arange(float(WHOLE)), "values": torch.ones(WHOLE, dtype=torch.float64)}
+    rows = [replace(row_of(9, 1), signals=known), row_of(5, 2)]
+    batch = batch_of(shortened(rows, 8))
+    assert batch.signals["advantages"].tolist() == [list(range(16)), [0] * 16]
+    assert batch.signals["values"].tolist() == [[1.0] * 16, [0.0] * 16]
+    assert batch.signals["values"].dtype == torch.float64
+    moved = batch.to(torch.device("meta"))
+    assert {signal.device.type for signal in moved.signals.values()} == {"meta"}
+    assert batch_of(rows[1:]).signals == {}

@@ -1,0 +1,79 @@
+"""Options of reinforcement learning: what they fall back on, and which do not go together."""
+
+from typing import Any
+
+import pytest
+
+from llmscale.config.rlhf import OF_ALGORITHM, RlhfSection, UpdateSection
+from llmscale.config.rlhf_checks import RULES
+from llmscale.config.schema import Config
+
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"algorithm": "grpo", "update": {"gae_lambda": 0.9}},
+        "update.gae_lambda",
+        "read by rlhf.algorithm = grpo",
+    ),
+    ({"algorithm": "ppo", "update": {"scale": "none"}}, "update.scale", "but by grpo"),
+    ({"algorithm": "rloo", "update": {"value_clip": None}}, "update.value_clip", "but by ppo"),
+    ({"algorithm": "reinforce_plus_plus", "update": {"ratio": "product"}}, "update.ratio", "grpo, rloo"),
+    ({"algorithm": "ppo", "update": {"baseline": "group"}}, "update.baseline", "reinforce_plus_plus"),
+    ({"algorithm": "raft", "update": {"clip": 0.1}}, "update.clip", "raft"),
+    ({"algorithm": "best_of_n", "kl": 0.5}, "kl.coefficient", "asks no reference"),
+    ({"kl": {"penalty": "loss", "estimator": "k1"}}, "kl.estimator", "take k2"),
+    ({"kl": {"weighted": True}}, "kl.weighted", "penalty=loss"),
+    ({"kl": {"coefficient": 0, "target": 6}}, "kl.coefficient", "would stay so"),
+    ({"kl": {"horizon": 5}}, "kl.horizon", "rlhf.kl.target"),
+    ({"update": {"dual_clip": 1.1}}, "update.dual_clip", "above 1 + clip_high = 1.2"),
+    ({"update": {"dual_clip": 1.25, "clip_high": 0.3}}, "update.dual_clip", "above 1 + clip_high = 1.3"),
+]
+GOOD: list[Any] = [
+    *OF_ALGORITHM,
+    {"kl": {"penalty": "loss", "estimator": "k1", "weighted": True}},
+    {"kl": {"penalty": "loss", "target": 6.0, "horizon": 100}},
+    {"algorithm": "grpo", "update": {"scale": "none", "normalisation": "constant"}, "kl": 0},
+    {"algorithm": "reinforce_plus_plus", "update": {"baseline": "group"}},
+    {"update": {"dual_clip": 3, "clip_high": 0.28, "value_clip": None}},
+]
+
+
+def problems_of(rlhf: Any) -> list[tuple[str, str]]:
+    config = Config.model_validate({"rlhf": rlhf})
+    return [(problem.key, problem.message) for rule in RULES for problem in rule(config)]
+
+
+@pytest.mark.parametrize(("rlhf", "key", "message"), BAD, ids=str)
+def test_what_does_not_go_together(rlhf: dict[str, Any], key: str, message: str) -> None:
+    ((found, told),) = problems_of(rlhf)
+    assert found == f"rlhf.{key}" and message in told
+
+
+@pytest.mark.parametrize("rlhf", GOOD, ids=str)
+def test_what_goes_together(rlhf: Any) -> None:
+    assert problems_of(rlhf) == []
+
+
+def test_all_is_told_at_once() -> None:
+    several = {"update": {"scale": "none", "baseline": "group", "dual_clip": 1}, "kl": {"weighted": True}}
+    keys = [key for key, _ in problems_of(several)]
+    assert keys == ["rlhf.update.scale", "rlhf.update.baseline", "rlhf.kl.weighted", "rlhf.update.dual_clip"]
+
+
+def test_every_key_is_read_by_an_algorithm() -> None:
+    assert {key for keys in OF_ALGORITHM.values() for key in keys} == set(UpdateSection.model_fields)
+
+
+def test_what_follows_from_what_is_left_out() -> None:
+    def section(**tree: Any) -> RlhfSection:
+        return RlhfSection.model_validate(tree)
+
+    assert section().update.clip_high_or_default == 0.2
+    assert section(kl={"penalty": "reward"}).kl.estimator_or_default == "k1"
+    assert section(kl={"penalty": "loss"}).kl.estimator_or_default == "k2"
+    assert [name for name in OF_ALGORITHM if section(algorithm=name).has_critic] == ["ppo"]
+    assert [name for name in OF_ALGORITHM if section(algorithm=name).whitens_advantages] == ["ppo"]
+    assert [name for name in OF_ALGORITHM if not section(algorithm=name).has_kl] == ["raft", "best_of_n"]
+    assert not section(kl=0).has_kl
+    compared = section(algorithm="reinforce_plus_plus", update={"baseline": "group"})
+    assert compared.compares_groups and section(algorithm="grpo").compares_groups
+    assert not section(algorithm="reinforce_plus_plus").compares_groups
