@@ -22,6 +22,8 @@ from torch.distributed import ProcessGroup
 
 ROWS_AT_ONCE = 256
 """Tokens worked on at a time."""
+LEAST_LOGARITHM = -1e4
+"""Of a probability that is 0: a logit may be minus infinity, and p log p is 0 all the same."""
 
 
 class _CrossEntropyAndEntropy(torch.autograd.Function):
@@ -41,12 +43,16 @@ class _CrossEntropyAndEntropy(torch.autograd.Function):
         )
         for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            chunk = logits_TV[rows, :columns].to(compute) / temperature
-            log_sum_T[rows] = torch.logsumexp(chunk, dim=-1)
+            chunk = logits_TV[rows, :columns].to(compute, copy=True).div_(temperature)
             local, mine = _own(labels_T[rows], first_column, columns)
             label_logit_T[rows] = torch.where(mine, chunk.gather(1, local[:, None])[:, 0], 0.0)
-            logarithms = chunk.sub_(log_sum_T[rows, None])
-            entropy_T[rows] = -_product(logarithms.exp(), logarithms).sum(-1)
+            # Of z less the largest one: H = log Σ exp − Σ exp · z / Σ exp.
+            largest = chunk.amax(dim=-1)
+            exponentials = chunk.sub_(largest[:, None]).exp()
+            total = exponentials.sum(-1)
+            log_sum_T[rows] = largest + total.log()
+            chunk.clamp_(min=LEAST_LOGARITHM)
+            entropy_T[rows] = total.log() - torch.linalg.vecdot(exponentials, chunk) / total
         if not columns:
             log_sum_T.fill_(-torch.inf)
         if group is not None and group.size() > 1:
@@ -62,22 +68,24 @@ class _CrossEntropyAndEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         logits_TV, labels_T, log_sum_T, entropy_T = ctx.saved_tensors
         of_loss_T, of_entropy_T = gradients
+        of_loss_T = torch.zeros_like(log_sum_T) if of_loss_T is None else of_loss_T
         columns = ctx.columns
         logits_TV[:, columns:] = 0
         for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             target = logits_TV[rows, :columns]
-            logarithms = (target.to(log_sum_T.dtype) / ctx.temperature).sub_(log_sum_T[rows, None])
-            share = logarithms.exp()
-            gradient = torch.zeros_like(share)
-            if of_entropy_T is not None:
-                gradient -= (_product(share, logarithms) + share * entropy_T[rows, None]) * of_entropy_T[
-                    rows, None
-                ]
-            if of_loss_T is not None:
-                local, mine = _own(labels_T[rows], ctx.first_column, columns)
-                share.scatter_add_(1, local[:, None], -mine.to(share)[:, None])
-                gradient += share * of_loss_T[rows, None]
+            # In the logits' own memory where they are as wide as what is computed in.
+            logarithms = target.to(log_sum_T.dtype).div_(ctx.temperature).sub_(log_sum_T[rows, None])
+            gradient = logarithms.exp_() if of_entropy_T is None else logarithms.exp()
+            loss = of_loss_T[rows, None]
+            if of_entropy_T is None:
+                gradient.mul_(loss)
+            else:  # p · (∂loss − ∂entropy · (log p + H))
+                entropy = of_entropy_T[rows, None]
+                factor = logarithms.clamp_(min=LEAST_LOGARITHM).mul_(-entropy)
+                gradient.mul_(factor.add_(loss - entropy * entropy_T[rows, None]))
+            local, mine = _own(labels_T[rows], ctx.first_column, columns)
+            gradient.scatter_add_(1, local[:, None], torch.where(mine[:, None], -loss, 0.0))
             target.copy_(gradient.div_(ctx.temperature))
         return logits_TV, None, None, None, None, None
 
@@ -88,11 +96,6 @@ def _own(labels_T: Tensor, first_column: int, columns: int) -> tuple[Tensor, Ten
     return local_T.clamp(0, columns - 1), (local_T >= 0) & (local_T < columns)
 
 
-def _product(share: Tensor, logarithms: Tensor) -> Tensor:
-    """p log p, which is 0 where p is: a logit may be minus infinity."""
-    return torch.where(share > 0, share * logarithms, 0.0)
-
-
 def _over_ranks(log_sum_T: Tensor, entropy_T: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Log-sum and entropy over the columns of all ranks."""
     mine_2T = torch.stack((log_sum_T, entropy_T))
@@ -101,8 +104,8 @@ def _over_ranks(log_sum_T: Tensor, entropy_T: Tensor, group: ProcessGroup) -> tu
     log_sum_RT, entropy_RT = torch.stack(parts, dim=1)
     whole_T = log_sum_RT.logsumexp(dim=0)
     logarithms_RT = log_sum_RT - whole_T
-    weight_RT = logarithms_RT.exp()
-    return whole_T, (weight_RT * entropy_RT - _product(weight_RT, logarithms_RT)).sum(0)
+    of_ranks_RT = entropy_RT - logarithms_RT.clamp(min=LEAST_LOGARITHM)
+    return whole_T, (logarithms_RT.exp() * of_ranks_RT).sum(0)
 
 
 def cross_entropy_and_entropy(
