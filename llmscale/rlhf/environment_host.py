@@ -41,8 +41,8 @@ def _carry_out(order: Mapping[str, Any], environment: str) -> dict[str, Any]:
         return {"error": f"it has no {' and no '.join(missing)}"} if missing else {}
     if order["do"] == "reset":
         made = _class(environment)()
-        messages = _messages(made.reset(order["record"]))
-        if not messages:
+        messages = _messages(made.reset(order["record"]), ("system", "user", "assistant", "tool"))
+        if not messages or messages[-1]["role"] == "assistant":
             raise ValueError("it returned no message that could be answered")
         _environments[number] = made
         return {"messages": messages}
@@ -62,13 +62,11 @@ def _class(environment: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _messages(returned: Any) -> list[dict[str, Any]]:
+def _messages(returned: Any, roles: Sequence[str] = ("system", "user", "tool")) -> list[dict[str, Any]]:
     messages = [dict(message) for message in returned]
     for message in messages:
-        if message.get("role") not in ("system", "user", "tool") or not isinstance(
-            message.get("content"), str
-        ):
-            raise ValueError(f"{message!r:.200} is no message of a user, a tool or the system")
+        if message.get("role") not in roles or not isinstance(message.get("content"), str):
+            raise ValueError(f"{message!r:.200} is no message of {', '.join(roles)} with a text as content")
     return messages
 
 

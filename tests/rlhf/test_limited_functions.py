@@ -15,6 +15,7 @@ import pytest
 from llmscale.config.rlhf_rewards import WorkerSection
 from llmscale.rlhf.rewards.function import FunctionReward
 from llmscale.rlhf.rewards.limited import FORK_ROOM, BadFunction, LimitedProcess, WorkerFailed, _user_tasks
+from tests.rlhf.left_processes import nothing_left
 from tests.rlhf.reward_samples import sample, samples
 
 FUNCTIONS = "tests.rlhf.hostile_functions"
@@ -24,15 +25,11 @@ LIMITS = WorkerSection(
 IMPATIENT = LIMITS.model_copy(update={"timeout_seconds": 0.3})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reward() -> Iterator[FunctionReward]:
     opened = FunctionReward(f"{FUNCTIONS}:obedient", LIMITS)
     yield opened
     opened.close()
-
-
-def descendants() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize(
@@ -72,15 +69,17 @@ def test_what_goes_wrong_is_named_and_the_next_call_works(
 
 
 def test_a_hanging_function_is_killed_in_time() -> None:
-    reward = FunctionReward(f"{FUNCTIONS}:obedient", IMPATIENT)
-    begin = time.monotonic()
-    [found] = reward.score([sample("hang")])
-    assert time.monotonic() - begin < 5
-    assert found.error is not None
-    assert "took longer than 0.3 seconds and was killed; its stderr ends so: going to sleep" in found.error
-    assert reward.score([sample("well")])[0].value == 1.0
-    reward.close()
-    assert descendants() == []
+    with nothing_left():
+        reward = FunctionReward(f"{FUNCTIONS}:obedient", IMPATIENT)
+        begin = time.monotonic()
+        [found] = reward.score([sample("hang")])
+        assert time.monotonic() - begin < 5
+        assert found.error is not None
+        assert (
+            "took longer than 0.3 seconds and was killed; its stderr ends so: going to sleep" in found.error
+        )
+        assert reward.score([sample("well")])[0].value == 1.0
+        reward.close()
 
 
 def test_one_bad_answer_does_not_cost_the_others_theirs(reward: FunctionReward) -> None:
@@ -174,19 +173,18 @@ def test_a_function_gets_the_fields_of_the_records() -> None:
 )
 def test_a_function_that_cannot_be_used(function: str, words: str) -> None:
     process = LimitedProcess(function, "reward", LIMITS)
-    with pytest.raises(BadFunction) as caught:
+    with nothing_left(), pytest.raises(BadFunction) as caught:
         process.start()
     assert words in str(caught.value)
-    assert descendants() == []
 
 
 def test_a_module_that_hangs_when_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sleepy.py").write_text("import time\nprint('yawn')\ntime.sleep(1000)\n")
     monkeypatch.syspath_prepend(tmp_path)
     process = LimitedProcess("sleepy:f", "reward", LIMITS.model_copy(update={"start_seconds": 0.5}))
-    with pytest.raises(Exception, match="importing its module took longer than 0.5 seconds.*yawn"):
+    slow = "importing its module took longer than 0.5 seconds.*yawn"
+    with nothing_left(), pytest.raises(WorkerFailed, match=slow):
         process.start()
-    assert descendants() == []
 
 
 def test_a_worker_ends_when_nobody_is_left_to_answer(tmp_path: Path) -> None:

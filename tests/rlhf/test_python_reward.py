@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
 from llmscale.config.rlhf_rewards import RewardTerm, WorkerSection
 from llmscale.rlhf.rewards.python_code import PythonReward
 from llmscale.rlhf.rewards.python_source import program_of, verdict
+from tests.rlhf.left_processes import nothing_left
 from tests.rlhf.reward_samples import sample, samples
 
 LIMITS = WorkerSection(timeout_seconds=1, cpu_seconds=2, memory_mib=400, processes=8, count=2)
@@ -16,16 +16,17 @@ FIBONACCI = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reward() -> Iterator[PythonReward]:
     opened = PythonReward(RewardTerm(kind="python", worker=LIMITS))
     yield opened
     opened.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tested() -> Iterator[PythonReward]:
     opened = PythonReward(RewardTerm(kind="python", tests="tests", worker=LIMITS))
+    opened.score([sample("")])  # which starts the parser
     yield opened
     opened.close()
 
@@ -134,11 +135,10 @@ TESTS = "assert [fibonacci(n) for n in range(7)] == [0, 1, 1, 2, 3, 5, 8]"
     ],
 )
 def test_programs_are_run_with_their_tests(tested: PythonReward, program: str, value: float) -> None:
-    [found] = tested.score([sample(program, tests=TESTS)])
+    with nothing_left():
+        [found] = tested.score([sample(program, tests=TESTS)])
     assert (found.value, found.error) == (value, None)
     assert found.parts["failed"] == 1.0 - value
-    running = psutil.Process().children(recursive=True)
-    assert len([one for one in running if one.status() != psutil.STATUS_ZOMBIE]) == 1  # the parser
 
 
 def test_programs_do_not_meet(tested: PythonReward) -> None:
@@ -158,7 +158,8 @@ def test_a_program_does_not_answer_for_its_tests(tested: PythonReward, lie: str)
     assert (found.value, found.error) == (0.0, None)
 
 
-def test_a_record_without_tests_is_an_error_and_not_0(tested: PythonReward) -> None:
-    [found] = tested.score([sample(FIBONACCI, line=5)])
-    assert found.value is None
-    assert "line 5: its field tests holds no Python to test with, but None" in (found.error or "")
+@pytest.mark.parametrize("tests", [None, "", "# later", "assert (", 3])
+def test_a_record_without_tests_is_an_error_and_not_0(tested: PythonReward, tests: object) -> None:
+    [found, other] = tested.score([sample(FIBONACCI, line=5, tests=tests), sample(FIBONACCI, tests=TESTS)])
+    assert (found.value, other.value) == (None, 1.0)
+    assert f"line 5: its field tests holds no Python to test with, but {tests!r}" in (found.error or "")

@@ -1,6 +1,7 @@
 """Rewards as a run has them: sections, weighted sums, errors that are counted, judges, constant answers."""
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,5 +222,33 @@ def test_a_reward_that_a_constant_answer_gets_is_found() -> None:
 
 def test_a_constant_answer_without_a_reward_says_nothing() -> None:
     with Rewards(terms(obedient(function=CHOOSY))) as rewards:
-        found = constant_answers(rewards.score, asked(3), ["none", "a"])
+        found = constant_answers(rewards.score, asked(3), constants=["none", "a"])
     assert [(one.completion, one.mean) for one in found] == [("a", 1.0)]
+
+
+def test_what_a_reward_model_reads_is_prompt_and_constant() -> None:
+    def scores(texts: Sequence[Sequence[int]]) -> list[float]:
+        assert [[*text] for text in texts] == [[7, 5, 5]] * 3
+        return [2.0] * 3
+
+    with Rewards(terms("model"), Means(scores)) as rewards:
+        [found] = constant_answers(rewards.score, asked(3), lambda text: [5] * len(text), ["aa"])
+    assert (found.completion, found.mean) == ("aa", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("section", "completion"),
+    [
+        ({"kind": "function", "function": f"{FUNCTIONS}:obedient"}, "hang"),
+        ({"kind": "python", "tests": "tests"}, "import time\ntime.sleep(1000)"),
+    ],
+)
+def test_what_is_under_way_ends_when_the_run_stops(section: dict[str, Any], completion: str) -> None:
+    with Rewards(terms(section)) as rewards:
+        timer = threading.Timer(1.0, rewards.stop)
+        timer.start()
+        begin = time.monotonic()
+        with pytest.raises(RewardFailed):
+            rewards.score([sample(completion, tests="assert True") for _ in range(4)])
+        assert time.monotonic() - begin < 10
+        timer.join()

@@ -31,6 +31,7 @@ CONSTANTS = (
 """Answers to everything."""
 
 Score = Callable[[Sequence[Sample]], list[Scored]]
+Encode = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,25 @@ class ConstantAnswer:
 
 
 def constant_answers(
-    score: Score, prompts: Sequence[Sample], constants: Sequence[str] = CONSTANTS
+    score: Score,
+    prompts: Sequence[Sample],
+    encode: Encode | None = None,
+    constants: Sequence[str] = CONSTANTS,
 ) -> list[ConstantAnswer]:
     """The best first. Of an answer without any reward nothing is said.
 
     Args:
-        score: `Rewards.score`, without a reward of kind `model`: the samples have no tokens of an answer.
+        score: `Rewards.score`.
         prompts: of which the answers do not matter.
+        encode: an answer to its tokens, for a reward of kind `model`; left out: it has none.
     """
     found: list[ConstantAnswer] = []
     for constant in constants:
+        tokens = () if encode is None else encode(constant)
         samples = [
-            replace(one, completion=constant, tokens=one.tokens[: one.prompt_tokens], finished=True)
+            replace(
+                one, completion=constant, tokens=(*one.tokens[: one.prompt_tokens], *tokens), finished=True
+            )
             for one in prompts
         ]
         try:

@@ -34,6 +34,10 @@ class FunctionReward:
         with ThreadPoolExecutor(len(parts)) as threads:
             return [one for part in threads.map(_part, self._workers, parts) for one in part]
 
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
     def close(self) -> None:
         for worker in self._workers:
             worker.close()

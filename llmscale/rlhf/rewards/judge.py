@@ -52,7 +52,6 @@ class JudgeReward:
         return [self._scored(sample, one, silent) for sample, one in zip(samples, asked)]
 
     def stop(self) -> None:
-        """Ends what is being asked, from another thread."""
         self._stop.set()
 
     def close(self) -> None:

@@ -69,6 +69,7 @@ class LimitedProcess:
         self._folder: Path | None = None
         self._stderr = bytearray()
         self._turn = threading.RLock()
+        self._stopped = False
 
     def start(self) -> None:
         """Import the function now.
@@ -81,7 +82,17 @@ class LimitedProcess:
                 self.close()
                 self._start()
 
+    def stop(self) -> None:
+        """From another thread: the call that is under way fails now, and so does every later one."""
+        self._stopped = True
+        process = self._process
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def _start(self) -> None:
+        if self._stopped:
+            raise WorkerFailed("stopped")
         self.starts += 1
         self._folder = Path(tempfile.mkdtemp(prefix="llmscale-reward-"))
         self._process = subprocess.Popen(

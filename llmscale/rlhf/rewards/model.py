@@ -26,6 +26,9 @@ class ModelReward:
             for sample, value in zip(samples, found, strict=True)
         ]
 
+    def stop(self) -> None:
+        """The group is not ours."""
+
     def close(self) -> None:
         """The group is not ours."""
 

@@ -68,6 +68,10 @@ class Reward(Protocol):
         """One for each, in order. Whatever goes wrong with one of them is its `error`."""
         ...
 
+    def stop(self) -> None:
+        """From another thread or a signal handler: what is under way ends soon, with errors."""
+        ...
+
     def close(self) -> None:
         """Ends what it has started."""
         ...

@@ -42,6 +42,11 @@ class Rewards:
     def close(self) -> None:
         self._opened.close()
 
+    def stop(self) -> None:
+        """From another thread or a signal handler: `score` ends soon, without rewards."""
+        for _, reward in self._terms:
+            reward.stop()
+
     def score(self, samples: Sequence[Sample]) -> list[Scored]:
         """What each is worth. An answer that one of the rewards could not be told of has no value, and an
         error; those are counted in `errors`.
