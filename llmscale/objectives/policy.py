@@ -110,15 +110,16 @@ class Policy(Objective):
 
     def _known(self, batch: Batch, policy_BS: Tensor) -> _LogProbabilities:
         def known(name: str) -> Tensor | None:
-            return batch.signals[name].to(policy_BS) if name in batch.signals else None
+            return signal(batch, name).to(policy_BS) if name in batch.signals else None
 
         old_BS = known(OLD)
-        old_BS = policy_BS.detach() if old_BS is None else torch.where(batch.loss_mask_BS > 0, old_BS, 0.0)
-        return _LogProbabilities(policy_BS, old_BS, known(REFERENCE), known(ROLLOUT))
+        return _LogProbabilities(
+            policy_BS, policy_BS.detach() if old_BS is None else old_BS, known(REFERENCE), known(ROLLOUT)
+        )
 
     def _importance(self, batch: Batch, known: _LogProbabilities) -> Tensor:
         """[B, S], or a scalar 1."""
-        weights = batch.signals[WEIGHTS].to(known.policy_BS) if WEIGHTS in batch.signals else None
+        weights = signal(batch, WEIGHTS).to(known.policy_BS) if WEIGHTS in batch.signals else None
         if self.importance_cap is not None:
             rollout_BS = signal(batch, ROLLOUT).to(known.policy_BS)
             importance_BS = truncated_weights(known.old_BS, rollout_BS, self.importance_cap)

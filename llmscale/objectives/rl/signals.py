@@ -24,13 +24,14 @@ RETURNS = "returns"
 
 
 def signal(batch: Batch, name: str) -> Tensor:
-    """[B, S]; 0 in rows that only fill a batch up.
+    """[B, S], 0 where nothing is learned, whatever stands there.
 
     Raises:
         ValueError: tokens are to be learned, and nothing is known of them.
     """
+    learned_BS = batch.loss_mask_BS > 0
     if name in batch.signals:
-        return batch.signals[name]
-    if bool((batch.loss_mask_BS > 0).any()):
+        return torch.where(learned_BS, batch.signals[name], 0.0)
+    if bool(learned_BS.any()):
         raise ValueError(f"the batch has no {name.replace('_', ' ')}")
     return torch.zeros_like(batch.loss_mask_BS)

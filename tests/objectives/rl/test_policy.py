@@ -339,6 +339,22 @@ def test_weights_and_the_steered_coefficient() -> None:
     torch.testing.assert_close(mean_loss(objective, logits_SNV, weighted), expected)
 
 
+@pytest.mark.parametrize("options", MINE[:3], ids=str)
+def test_what_stands_where_nothing_is_learned_does_not_matter(options: dict[str, Any]) -> None:
+    """Neither to the loss nor to its gradient."""
+    known = samples(3)
+    objective, batch = policy_of(options, importance_cap=1.2), batch_of_samples(known)
+    nonsense = {
+        name: torch.where(known.learned_NS, signal_NS, torch.nan) for name, signal_NS in batch.signals.items()
+    }
+    ours, theirs = logits_of(known).requires_grad_(), logits_of(known).requires_grad_()
+    found = mean_loss(objective, ours, replace(batch, signals=nonsense))
+    expected = mean_loss(objective, theirs, batch)
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(one, at)[0] for one, at in ((found, ours), (expected, theirs))]
+    assert torch.equal(*gradients)
+
+
 def test_rows_that_only_fill_count_nothing() -> None:
     batch = batch_of([empty_row(S), empty_row(S)])
     output = torch.randn(S, 2, VOCABULARY, requires_grad=True)

@@ -27,9 +27,12 @@ class Answers:
         return float((self.tokens_D > 0).sum())
 
     def sums(self, values_BS: Tensor) -> Tensor:
-        """Over the learned tokens of each document, [D]."""
-        learned_BS = torch.where(self.learned_BS, values_BS, 0.0)
-        return torch.segment_reduce(learned_BS.reshape(-1), "sum", lengths=self._length_D)
+        """Over each document, [D].
+
+        Args:
+            values_BS: 0 where nothing is learned.
+        """
+        return torch.segment_reduce(values_BS.reshape(-1), "sum", lengths=self._length_D)
 
     def spread(self, values_D: Tensor) -> Tensor:
         """To every token of each document, [B, S]."""
