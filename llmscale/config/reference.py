@@ -109,7 +109,9 @@ def _value(schema: JsonSchema, option: JsonSchema) -> str:
     return names[option["type"]] + _bounds(option)
 
 
-def _several(schema: JsonSchema, option: JsonSchema) -> str:
+def _several(schema: JsonSchema, option: JsonSchema | bool) -> str:
+    if isinstance(option, bool):
+        return "any values"
     if option.get("type") == "array":
         return f"lists of {_several(schema, option['items'])}"
     return _value(schema, option) + "s"

@@ -28,6 +28,7 @@ FLOORS: dict[str, float] = {
     "llmscale.checkpoint": 3,
     "llmscale.runtime": 3,
     "llmscale.train": 4,
+    "llmscale.rlhf": 4,
     "llmscale.report": 4,
     "llmscale.run": 5,
     "llmscale.commands": 5,

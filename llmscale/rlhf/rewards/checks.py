@@ -19,7 +19,7 @@ def setup_problems(rewards: Sequence[RewardTerm], key: str = "rlhf.rewards") -> 
             fault = _import_fault(term)
             if fault is not None:
                 yield Problem(f"{key}.{place}.function", term.function, fault)
-        if term.judge is not None:
+        if term.judge is not None and term.judge.template is not None:
             for fault in template_faults(term.judge.template, NEEDED, KNOWN):
                 yield Problem(f"{key}.{place}.judge.template", "", fault)
 
