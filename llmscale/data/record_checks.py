@@ -20,10 +20,11 @@ FAULTS = {
     "classify": "llmscale.data.labelled_checks:record_fault",
     "reward": "llmscale.data.chat.checks:record_fault",
     "dpo": "llmscale.data.chat.checks:record_fault",
+    "rlhf": "llmscale.data.prompt_records:record_fault",
 }
 """Task -> function of the config that returns its `Fault`."""
 
-SETUP = dict.fromkeys(("sft", "reward", "dpo"), "llmscale.data.chat.checks:setup_problems")
+SETUP = dict.fromkeys(("sft", "reward", "dpo", "rlhf"), "llmscale.data.chat.checks:setup_problems")
 """Task -> function of the config that tells what is wrong whatever the records are."""
 
 

@@ -12,7 +12,9 @@ from llmscale.config.schema import Config
 from llmscale.config.tuning import SftSection
 from llmscale.data.chat.conversation import BadRecord
 from llmscale.data.chat.encode import ChatEncoder
-from llmscale.data.prompts import PromptReader, Prompts, open_prompts, read_prompt
+from llmscale.data.prompt_records import PromptReader, read_prompt
+from llmscale.data.prompts import Prompts, open_prompts
+from llmscale.data.record_checks import check_records
 from llmscale.data.tokenizer import open_encoder
 
 USER = {"role": "user", "content": "How?"}
@@ -141,6 +143,15 @@ def test_sources_without_prompts_are_refused_together(chat_folder: Path, tmp_pat
     assert (second.key, second.message) == ("data.train.1.path", "no such file")
     with pytest.raises(InputError, match="names no prompts"):
         prompts_of(chat_folder)
+
+
+def test_records_are_looked_at_before_anything_starts(chat_folder: Path, tmp_path: Path) -> None:
+    good = numbered(tmp_path / "good.jsonl", 5)
+    bad = write(tmp_path / "bad.jsonl", [{"prompt": "a"}, {"text": "b"}, {"text": "c"}])
+    tree = {"task": "rlhf", "tokenizer": str(chat_folder), "data": {"train": [str(good), str(bad)]}}
+    [problem] = check_records(Config.model_validate(tree))
+    assert problem.key == "data.train.1.path"
+    assert problem.message.startswith("2 of the first 3 records cannot be used: line 2: has the fields text")
 
 
 def test_a_prompt_is_on_one_side_of_the_split(chat_folder: Path, tmp_path: Path) -> None:
