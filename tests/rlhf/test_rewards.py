@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.rlhf_rewards import RewardTerm, WorkerSection, reward_problems
-from llmscale.rlhf.rewards.checks import setup_problems
+from llmscale.data.prompt_records import Prompt
+from llmscale.rlhf.rewards.checks import field_problems, setup_problems
 from llmscale.rlhf.rewards.constant import constant_answer_warnings, constant_answers
 from llmscale.rlhf.rewards.reward import Means, RewardFailed, Sample
 from llmscale.rlhf.rewards.weighted import Rewards
@@ -79,6 +80,23 @@ def test_functions_are_imported_before_anything_starts() -> None:
     ]
     assert f"the module {FUNCTIONS} has no nobody" in found[0].message
     assert "does not use {{ answer }}" in found[1].message
+
+
+def test_fields_that_rewards_read_must_be_there() -> None:
+    def prompts(*fields: dict[str, Any]) -> list[Prompt]:
+        return [Prompt("q", (1,), f"line {line}", one) for line, one in enumerate(fields, start=1)]
+
+    sections = terms("math", {"kind": "python", "tests": "tests"})
+    whole = prompts(*[{"answer": "#### 4", "tests": "assert f"}] * 3)
+    assert [*field_problems(sections, whole)] == []
+    number, tests = field_problems(sections, [*whole, *prompts({"answer": "four"}, {"answer": 5})])
+    assert number.key == "rlhf.rewards.0.answer"
+    assert number.message == (
+        "1 of the first 5 prompts have no single number in this field, such as line 1: 'four'"
+    )
+    assert tests.message == "2 of the first 5 prompts have no text in this field, such as line 1: None"
+    patient = terms({"kind": "math", "on_error": "drop", "max_error_share": 0.3})
+    assert [*field_problems(patient, [*whole, *prompts({"answer": "four"})])] == []
 
 
 def test_the_sum_is_weighted_and_its_parts_are_kept() -> None:
