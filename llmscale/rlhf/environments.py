@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from llmscale.config.problems import Problem
 from llmscale.config.rlhf_environment import EnvironmentSection
@@ -26,16 +26,23 @@ from llmscale.rlhf.rewards.limited import LimitedProcess, WorkerFailed
 HOST = "llmscale.rlhf.environment_host:host"
 
 
-@dataclass(frozen=True)
-class Written:
-    """One answer of the model."""
+class Written(Protocol):
+    """One answer of the model, as a rollout engine gives it."""
 
-    tokens: Sequence[int]
-    """With the token that ends it, where it has ended."""
-    log_probabilities: Sequence[float]
-    """Of each, when it was drawn."""
-    finished: bool
-    """It ended by itself."""
+    @property
+    def tokens(self) -> Sequence[int]:
+        """With the token that ends it, where it has ended."""
+        ...
+
+    @property
+    def log_probabilities(self) -> Sequence[float]:
+        """Of each, when it was drawn."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """It ended by itself."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Episode:
         Args:
             log_probabilities: of tokens that the model wrote; None: it did not.
         """
-        self.tokens += tokens
+        self.tokens += map(int, tokens)
         self.learned += [log_probabilities is not None] * len(tokens)
         self.log_probabilities += [0.0] * len(tokens) if log_probabilities is None else log_probabilities
 
@@ -138,7 +145,7 @@ class MultiTurn:
                 raise ValueError(f"the conversation of {episode.record} is done")
             if len(answer.tokens) != len(answer.log_probabilities):
                 raise ValueError(f"the answer to {episode.record} has tokens without a log-probability")
-            episode.append(answer.tokens, [*answer.log_probabilities])
+            episode.append(answer.tokens, [*map(float, answer.log_probabilities)])
             completions.append(self._encoder.said(answer.tokens).strip())
         orders = [
             {"do": "step", "number": episode.number, "completion": completion}

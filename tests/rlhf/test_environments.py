@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,22 @@ from llmscale.config.tuning import SftSection
 from llmscale.data.chat.encode import ChatEncoder
 from llmscale.data.tokenizer import open_encoder
 from llmscale.rlhf.continuation import Continuation
-from llmscale.rlhf.environments import Episode, MultiTurn, Written, setup_problems
+from llmscale.rlhf.environments import Episode, MultiTurn, setup_problems
 from llmscale.rlhf.guess_number import GuessNumber
 from tests.rlhf.chat_tokenizer import make_chat_tokenizer
 
 ODD = "tests.rlhf.odd_environments"
 LONG = 2000
 TEMPLATES = ("plain", "chatml", "llama3", "zephyr")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a rollout engine gives."""
+
+    tokens: Sequence[int]
+    log_probabilities: Sequence[float]
+    finished: bool
 
 
 @pytest.fixture(scope="module")
