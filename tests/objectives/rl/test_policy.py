@@ -331,7 +331,7 @@ def test_weights_and_the_steered_coefficient() -> None:
     without = mean_loss(objective, logits_SNV, batch).item()
     objective.kl_coefficient = 0.3
     assert mean_loss(objective, logits_SNV, batch).item() == pytest.approx(without + 3 * (plain - without))
-    objective.kl_coefficient = 0.0
+    objective = policy_of(updating(), importance_cap=1.2)
     weights_NS = known.values_NS.abs()
     weighted = replace(batch, signals={**batch.signals, "weights": weights_NS})
     scaled = {**batch.signals, "advantages": batch.signals["advantages"] * weights_NS}
@@ -353,6 +353,24 @@ def test_what_stands_where_nothing_is_learned_does_not_matter(options: dict[str,
     assert torch.equal(found, expected)
     gradients = [torch.autograd.grad(one, at)[0] for one, at in ((found, ours), (expected, theirs))]
     assert torch.equal(*gradients)
+
+
+def test_what_is_told_of_tokens() -> None:
+    """0 where nothing is learned, though the label there may be impossible; float32 of bfloat16."""
+    known = samples(1)
+    batch, logits_SNV = batch_of_samples(known), logits_of(known)
+    policy_NS, entropy_NS = by_torch(logits_SNV, known, 0.8)
+    row = next(row for row in range(N) if not known.learned_NS[row, -1])
+    logits_SNV[-1, row, batch.labels_BS[row, -1]] = -torch.inf
+    found = token_figures(MODEL, logits_SNV.clone(), batch, 0.8)
+    for one, expected in zip(found, (policy_NS, entropy_NS)):
+        torch.testing.assert_close(one, torch.where(known.learned_NS, expected, 0.0))
+    narrow = token_figures(MODEL, logits_SNV.bfloat16(), batch, 0.8)
+    assert {one.dtype for one in narrow} == {torch.float32}
+    logits_SNV.requires_grad_()
+    loss = mean_loss(policy_of(MINE[0]), logits_SNV, batch)
+    (gradient,) = torch.autograd.grad(loss, logits_SNV)
+    assert loss.isfinite() and gradient.isfinite().all()
 
 
 def test_rows_that_only_fill_count_nothing() -> None:
