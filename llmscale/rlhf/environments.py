@@ -20,6 +20,7 @@ from llmscale.config.problems import Problem
 from llmscale.config.rlhf_environment import EnvironmentSection
 from llmscale.data.chat.conversation import BadRecord, Message
 from llmscale.data.chat.encode import ChatEncoder
+from llmscale.data.prompt_records import Prompt
 from llmscale.rlhf.continuation import Continuation
 from llmscale.rlhf.rewards.limited import LimitedProcess, WorkerFailed
 
@@ -98,6 +99,13 @@ Generate = Callable[[Sequence[Sequence[int]]], Sequence[Written]]
 """Texts as tokens -> what the model writes after each."""
 
 
+def record_of(prompt: Prompt) -> tuple[str, dict[str, Any]]:
+    """What `reset` is given of a prompt: its other fields, and in `messages` what it says."""
+    said = prompt.said
+    messages = [{"role": "user", "content": said}] if isinstance(said, str) else [*said]
+    return prompt.record, {**prompt.fields, "messages": messages}
+
+
 class MultiTurn:
     """Any number of conversations at a time, of several rollouts too: all that is known of one is in its
     `Episode`, so that they may be at different turns.
@@ -123,7 +131,8 @@ class MultiTurn:
             worker.close()
 
     def begin(self, records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Episode]:
-        """A conversation for each record (where it stands, and its fields), up to the first question."""
+        """A conversation for each record (where it stands, and its fields; see `record_of`), up to the first
+        question."""
         episodes = [Episode(next(self._numbers), record) for record, _ in records]
         orders = [
             {"do": "reset", "number": episode.number, "record": dict(fields)}

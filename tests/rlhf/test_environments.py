@@ -14,9 +14,10 @@ from llmscale.config.rlhf_environment import EnvironmentSection, environment_pro
 from llmscale.config.rlhf_rewards import WorkerSection
 from llmscale.config.tuning import SftSection
 from llmscale.data.chat.encode import ChatEncoder
+from llmscale.data.prompt_records import Prompt
 from llmscale.data.tokenizer import open_encoder
 from llmscale.rlhf.continuation import Continuation
-from llmscale.rlhf.environments import Episode, MultiTurn, setup_problems
+from llmscale.rlhf.environments import Episode, MultiTurn, record_of, setup_problems
 from llmscale.rlhf.guess_number import GuessNumber
 from tests.rlhf.chat_tokenizer import make_chat_tokenizer
 
@@ -231,6 +232,15 @@ def test_a_number_is_found_by_its_hints(tokenizer: Path, open_game: Callable[...
     [stubborn] = game.begin([("line 1", {"secret": 7})])
     game.play([stubborn], lambda texts: [written(encoder, "50") for _ in texts])
     assert (stubborn.is_cut, stubborn.reward) == (True, 0.0)
+
+
+def test_a_record_is_its_fields_and_what_its_prompt_says() -> None:
+    said = {"role": "user", "content": "Guess."}
+    for prompt in (
+        Prompt("Guess.", (1,), "line 2", {"secret": 7}),
+        Prompt((said,), (1,), "line 2", {"secret": 7}),
+    ):
+        assert record_of(prompt) == ("line 2", {"secret": 7, "messages": [said]})
 
 
 def test_several_guesses_at_once_are_none() -> None:
