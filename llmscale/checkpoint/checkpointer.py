@@ -84,18 +84,23 @@ class Checkpointer:
         self._kept: frozenset[int] = frozenset()
         """Steps that the save in flight must not remove."""
 
-    def load_newest(self, pieces: Sequence[Piece], accept: Accept | None = None) -> Loaded | None:
+    def load_newest(
+        self, pieces: Sequence[Piece], accept: Accept | None = None, newest: int | None = None
+    ) -> Loaded | None:
         """Begin or resume the run: fill the pieces from the newest sound checkpoint; None without one.
 
         To be called once, before the first save. Live tensors change only after everything has been verified
         and read on all ranks. Litter of saves that died is removed; checkpoints beyond the loaded one
         (damaged, or all of them with `resume: never`) are set aside under another name.
 
+        Args:
+            newest: checkpoints of later steps are not looked at; None: all are.
+
         Raises:
             InputError: the checkpoint does not fit the pieces, or `resume` asks for one and there is none.
             CheckpointError: there are checkpoints, and none is sound.
         """
-        self._epoch = self._agreement.decide(None, lambda _: self._start())
+        self._epoch = self._agreement.decide(None, lambda _: self._start(newest))
         self._agreement.attempt(lambda: self._prepare(pieces))
         assert self._image is not None
         loaded, passed_over = load_first_sound(self._agreement, self._candidates, pieces, self._image, accept)
@@ -107,14 +112,18 @@ class Checkpointer:
                 logger.warning("not used: %s", fault)
         return loaded and replace(loaded, passed_over=tuple(passed_over), set_aside=tuple(set_aside))
 
-    def _start(self) -> int:
+    def _start(self, newest: int | None) -> int:
         """Rank 0: fence off earlier starts of the run, clear their litter away, list what there is."""
         known = [one.manifest.epoch for one in self._store.checkpoints() if one.manifest]
         epoch = claim_epoch(self._store.folder, above=max(known, default=0))
         for name in self._store.clean():
             logger.warning("removed %s, left by a save that did not finish", name)
         if self._options.resume != "never":
-            self._candidates = [one for one in reversed(self._store.checkpoints()) if one.state != "fenced"]
+            self._candidates = [
+                one
+                for one in reversed(self._store.checkpoints())
+                if one.state != "fenced" and (newest is None or one.step <= newest)
+            ]
         return epoch
 
     def _prepare(self, pieces: Sequence[Piece]) -> list[str]:

@@ -5,9 +5,7 @@ from collections.abc import Iterator, Mapping
 from llmscale.config.preferences import OF_DPO_LOSS, OF_REWARD_LOSS, DpoSection, RewardSection
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
-
-SWITCHED_OFF = ("lora", "dora", "adapter")
-"""Methods without which the model is what it started from."""
+from llmscale.config.tuning import SWITCHED_OFF
 
 
 def keys_of_loss(config: Config) -> Iterator[Problem]:

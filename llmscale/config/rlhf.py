@@ -8,6 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmscale.config.rlhf_pools import (
+    PoolSection,
+    RolesSection,
+    RolloutSection,
+    ValidationAnswersSection,
+)
+from llmscale.config.rlhf_rewards import RewardTerm
 from llmscale.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce_plus_plus", "raft", "best_of_n"]
@@ -137,6 +144,16 @@ class RlhfSection(Section):
     update: UpdateSection = UpdateSection()
     kl: KlSection = KlSection()
     overlong: OverlongSection = OverlongSection()
+    rewards: list[RewardTerm] = []
+    """What answers are worth: the weighted sum of these."""
+    rollout: RolloutSection = RolloutSection()
+    validation: ValidationAnswersSection = ValidationAnswersSection()
+    pools: dict[str, PoolSection] = {}
+    """Which models live where, by the names of sets of processes. Left out: all on one, `all`, of
+    `cluster.processes_per_node` processes a node."""
+    roles: RolesSection = RolesSection()
+    async_steps: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: answers are written while the model learns from those before (not with `rollout.engine: native`)."""
 
     @property
     def has_critic(self) -> bool:

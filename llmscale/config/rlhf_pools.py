@@ -35,7 +35,7 @@ class RoleSection(Section):
 
     init_from: Path | None = None
     """Run, checkpoint or Hugging Face folder. Left out: actor and reference begin from `train.init_from`, the
-    critic from the reward model where there is one, else from `train.init_from`. The reward model has none."""
+    critic from the reward model where there is one, else from `train.init_from`."""
     parallel: RoleParallelSection = RoleParallelSection()
     zero_stage: Literal[1, 2, 3] = 1
     micro_batch_size: PositiveInt | None = None
@@ -65,8 +65,8 @@ class RolloutSection(Section):
         return "engine"
 
     engine: Literal["native", "transformers"] = "native"
-    """native: the actor itself, no copy of its weights; transformers: models of their own in the pool that has
-    the role `rollout`, given the actor's weights after each step."""
+    """native: the actor itself, no copy of its weights; transformers: models of their own in the pool with the
+    role `rollout`, given the actor's weights after each step."""
     prompts: PositiveInt = 16
     """Of a step."""
     answers: PositiveInt = 4

@@ -294,7 +294,7 @@ class Config(Section):
     """A whole config file."""
 
     run: RunSection = RunSection()
-    task: Literal["pretrain", "sft", "classify", "reward", "dpo"] = "pretrain"
+    task: Literal["pretrain", "sft", "classify", "reward", "dpo", "rlhf"] = "pretrain"
     model: ModelSection = ModelSection()
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
@@ -345,7 +345,8 @@ class Config(Section):
     @property
     def has_reference(self) -> bool:
         """What is learned is measured against the model that the run started from."""
-        return self.task == "dpo" and self.dpo.has_reference
+        of_task = {"dpo": self.dpo.has_reference, "rlhf": self.rlhf.has_kl}
+        return of_task.get(self.task, False)
 
     @property
     def packing(self) -> bool:

@@ -76,6 +76,9 @@ class PeftSection(Section):
         return self.virtual_tokens if self.method in ("prompt_tuning", "p_tuning") else 0
 
 
+SWITCHED_OFF = ("lora", "dora", "adapter")
+"""Methods without which the model is what it started from."""
+
 OF_METHOD: dict[str, tuple[str, ...]] = {
     "none": (),
     "lora": ("rank", "alpha", "rslora", "dropout", "target_modules"),

@@ -48,11 +48,11 @@ class HeldReference:
         self._rest()
 
     def told(self, batches: Sequence[Batch]) -> list[Batch]:
-        with self._at_work():
+        with self.at_work():
             return with_log_probabilities(self.scheduled, self.world, batches)
 
     @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def at_work(self) -> Iterator[None]:
         for parameter, resting in self._resting:
             parameter.data = resting.to(self.world.device, non_blocking=True)
         try:

@@ -57,11 +57,21 @@ class Group:
             costs: of each sample, so that replicas have as much to do; None: all cost the same.
         """
         dealt = deal(costs or [1] * len(samples), self.layout.data)
+        return Pending(self._call(method, samples, dealt, shared), self.layout, dealt)
+
+    def give(
+        self, method: str, samples: Sequence[Any], *shared: Any, costs: Sequence[int] | None = None
+    ) -> Calls:
+        """As `submit`, where the answer is not of samples: each rank's is told."""
+        return self._call(method, samples, deal(costs or [1] * len(samples), self.layout.data), shared)
+
+    def _call(
+        self, method: str, samples: Sequence[Any], dealt: list[list[int]], shared: tuple[Any, ...]
+    ) -> Calls:
         shares = [[samples[place] for place in places] for places in dealt]
-        arguments = [
-            (shares[self.layout.coordinates(rank).data], *shared) for rank in range(self.layout.world_size)
-        ]
-        return Pending(self.pool.call(self.role, method, arguments), self.layout, dealt)
+        ranks = range(self.layout.world_size)
+        arguments = [(shares[self.layout.coordinates(rank).data], *shared) for rank in ranks]
+        return self.pool.call(self.role, method, arguments)
 
     def tell(self, method: str, *arguments: Any) -> Calls:
         """Begin a call with the same arguments on all ranks."""

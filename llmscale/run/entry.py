@@ -20,6 +20,7 @@ TASKS = {
     "classify": "llmscale.run.classify:run",
     "reward": "llmscale.run.reward:run",
     "dpo": "llmscale.run.dpo:run",
+    "rlhf": "llmscale.run.rlhf:run",
 }
 """Task name -> function that runs it on one rank and returns the exit code."""
 

@@ -92,7 +92,7 @@ def _train(recipe: Recipe, checkpoints: CheckpointSection, start: Base | None, w
     engine = Engine(config, world, vocabulary_size, recipe.objective, preparation)
     if recipe.reference is not None:
         engine.reference = recipe.reference(engine)
-    description = _description(config, world) | preparation.description
+    description = description_of(config, world) | preparation.description
     checkpointer = Checkpointer(
         config.run_folder / "checkpoints",
         world.rank,
@@ -129,7 +129,7 @@ def _checkpoint_options(config: Config, environment: RankEnvironment) -> Checkpo
     return config.checkpoint
 
 
-def _description(config: Config, world: World) -> dict[str, JsonValue]:
+def description_of(config: Config, world: World) -> dict[str, JsonValue]:
     """What a checkpoint says about the run that made it."""
     tokenizer = config.tokenizer.path
     described: dict[str, JsonValue] = {

@@ -155,3 +155,8 @@ class Hooks(Hook):
     def on_end(self, step: int, preempted: bool) -> None:
         for hook in self.hooks:
             hook.on_end(step, preempted)
+
+
+def numbers_of(metrics: Mapping[str, JsonValue]) -> dict[str, int | float]:
+    """Those that are one number: a step has no room for tables."""
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}

@@ -17,7 +17,7 @@ from llmscale.data.loader import BatchSource
 from llmscale.engine import fingerprint
 from llmscale.engine.engine import Engine, StepResult
 from llmscale.runtime.final import FinalFailure
-from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord
+from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord, numbers_of
 from llmscale.runtime.meter import Meter
 from llmscale.runtime.preempt import agreed
 from llmscale.train.best import Best
@@ -195,11 +195,6 @@ class TrainingLoop:
         for outcome in self.checkpointer.poll():
             if outcome.state == "committed":
                 self.hooks.on_save(_save_record(outcome))
-
-
-def numbers_of(metrics: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Those that are one number: a step has no room for tables."""
-    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
 def _save_record(outcome: SaveOutcome) -> SaveRecord:

@@ -11,7 +11,7 @@ from llmscale.model.peft.lora import LoraUpdate
 @contextlib.contextmanager
 def peft_off(chunks: Sequence[LanguageModel]) -> Iterator[None]:
     """Of the methods lora, dora and adapter, which leave the weights of the base as they are
-    (`llmscale.config.preference_checks.SWITCHED_OFF`)."""
+    (`llmscale.config.tuning.SWITCHED_OFF`)."""
     added = [
         module for chunk in chunks for module in chunk.modules() if isinstance(module, (Adapter, LoraUpdate))
     ]

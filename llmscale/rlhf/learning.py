@@ -1,0 +1,96 @@
+"""From rewards and log-probabilities to what each token is learned by: in the driver, over the whole batch.
+
+Shapes: N experiences, S tokens of the longest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmscale.config.rlhf import RlhfSection
+from llmscale.objectives.rl.advantages.rewarded import Rewarded
+from llmscale.objectives.rl.advantages.table import estimate_advantages
+from llmscale.objectives.rl.kl import ESTIMATORS
+from llmscale.objectives.rl.signals import ADVANTAGES, OLD, REFERENCE, RETURNS, VALUES
+from llmscale.objectives.rl.token_rewards import token_rewards
+from llmscale.rlhf.experience import Experience
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Experiences that know their advantages, and what is told of the batch."""
+
+    experiences: list[Experience]
+    divergence: float | None
+    """From the reference, nats an answer; None without one."""
+
+
+def lesson(experiences: Sequence[Experience], options: RlhfSection, kl_coefficient: float) -> Lesson:
+    """Advantages, and returns for a critic, of the whole batch.
+
+    Args:
+        experiences: with log-probabilities of actor and reference, and values, as the options need them.
+        kl_coefficient: weight of the divergence now.
+    """
+    learned_NS = _table([one.learned_T & _teaches(one, options) for one in experiences], torch.bool)
+    rewards = [0.0 if one.reward is None else one.reward for one in experiences]
+    score_N = torch.tensor(rewards, dtype=torch.float64)
+    penalty_NS, divergence = None, None
+    if all(REFERENCE in one.signals and OLD in one.signals for one in experiences):
+        gap_NS = _signal(experiences, OLD) - _signal(experiences, REFERENCE)
+        divergence = float(torch.where(learned_NS, gap_NS, 0.0).sum() / max(1, len(experiences)))
+        if options.kl.penalty == "reward":
+            penalty_NS = kl_coefficient * ESTIMATORS[options.kl.estimator_or_default](gap_NS)
+    rewarded = Rewarded(
+        token_rewards(score_N, learned_NS, penalty_NS),
+        learned_NS,
+        torch.tensor([one.prompt for one in experiences]),
+        _signal(experiences, VALUES) if options.has_critic else None,
+    )
+    found = estimate_advantages(rewarded, options)
+    taught = [
+        one.knowing(
+            **_of(place, len(one.tokens_T), {ADVANTAGES: found.advantages_NS, RETURNS: found.returns_NS})
+        )
+        for place, one in enumerate(experiences)
+    ]
+    counted = [_counting(one, options) for one in taught]
+    return Lesson(counted, divergence)
+
+
+def _teaches(experience: Experience, options: RlhfSection) -> bool:
+    return experience.reward is not None and (experience.finished or options.overlong.learn_truncated)
+
+
+def _counting(experience: Experience, options: RlhfSection) -> Experience:
+    """One that teaches nothing stays in the batch and counts nowhere: replicas have as much to do."""
+    return experience if _teaches(experience, options) else experience.without_lesson()
+
+
+def _signal(experiences: Sequence[Experience], name: str) -> Tensor:
+    return _table([one.signals[name] for one in experiences], torch.float64)
+
+
+def _table(rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+    """[N, S], 0 at the ends."""
+    table = torch.zeros(len(rows), max(map(len, rows)), dtype=dtype)
+    for place, row in enumerate(rows):
+        table[place, : len(row)] = torch.from_numpy(np.asarray(row)).to(dtype)
+    return table
+
+
+def _of(place: int, length: int, tables: dict[str, Tensor | None]) -> dict[str, np.ndarray]:
+    return {
+        name: table[place, :length].numpy().astype(np.float32)
+        for name, table in tables.items()
+        if table is not None
+    }
+
+
+def minibatches(count: int, parts: int, seed: int) -> list[list[int]]:
+    """Places of experiences for each optimizer step of a pass, drawn by the seed, in parts of one size."""
+    order = np.random.default_rng(seed).permutation(count).tolist() if parts > 1 else list(range(count))
+    return [sorted(order[part::parts]) for part in range(parts)]

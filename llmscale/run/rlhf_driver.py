@@ -1,0 +1,219 @@
+"""A run of reinforcement learning from its start to its end: pools are placed, models opened and restored, steps
+made, told and committed."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from llmscale.config.problems import InputError, Problem
+from llmscale.config.rlhf_pools import Role
+from llmscale.config.rlhf_roles import needed_roles, pool_of, pools_of, role_config
+from llmscale.config.schema import Config
+from llmscale.control.exit_codes import EXIT_SAVED
+from llmscale.data.chat.encode import ChatEncoder, chat_encoder
+from llmscale.data.checks import resolved_vocabulary_size
+from llmscale.data.prompts import PromptReader, open_prompts
+from llmscale.data.tokenizer import open_encoder
+from llmscale.parallel.environment import RankEnvironment
+from llmscale.parallel.layout import Layout
+from llmscale.plan.parameters import model_parameters
+from llmscale.rlhf.cluster import connected
+from llmscale.rlhf.controller import Controller, Models, Outcome, State
+from llmscale.rlhf.group import Group
+from llmscale.rlhf.placement import asks_of, shortage
+from llmscale.rlhf.pool import Pool
+from llmscale.rlhf.rewards.reward import Means
+from llmscale.rlhf.rewards.weighted import Rewards
+from llmscale.rlhf.transaction import Transaction, commit, kept_steps, manifest_hash, newest
+from llmscale.runtime import stop_signal
+from llmscale.runtime.hooks import Hooks, RunStart, SaveRecord, StepRecord
+from llmscale.runtime.standard_hooks import standard_hooks
+
+OPENERS: dict[Role, str] = {
+    "actor": "llmscale.run.rlhf_roles:open_actor",
+    "critic": "llmscale.run.rlhf_roles:open_critic",
+    "reference": "llmscale.run.rlhf_roles:open_reference",
+}
+LEARNING: tuple[Role, ...] = ("actor", "critic")
+
+
+def drive(config: Config, environment: RankEnvironment) -> int:
+    """The whole run; returns 0 when it is complete, 75 when it was asked to stop and has saved.
+
+    Raises:
+        InputError: the pools do not fit the Ray, or the prompts cannot be read.
+    """
+    with ExitStack() as opened:
+        groups = opened.enter_context(_groups(config))
+        driver = opened.enter_context(_driver(config, groups))
+        return 0 if driver.run() else EXIT_SAVED
+
+
+@contextmanager
+def _groups(config: Config) -> Iterator[dict[Role, Group]]:
+    """All models, each opened on every rank of its pool."""
+    cluster = config.cluster
+    threads = cluster.threads or 1
+    asks = asks_of(pools_of(config), cluster.cpus_per_process or threads, 1 if cluster.gpus_per_node else 0)
+    with connected(sum(ask.processes * ask.cpus for ask in asks)) as nodes, ExitStack() as opened:
+        problem = shortage(asks, nodes)
+        if problem is not None:
+            raise InputError([Problem("rlhf.pools", ", ".join(ask.name for ask in asks), problem)])
+        variables = {
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        pools: dict[str, Pool] = {}
+        for ask in asks:
+            pools[ask.name] = Pool(ask, variables, cluster.ray.wait_seconds)
+            opened.callback(pools[ask.name].close)
+        resolved = config.model_dump(mode="json")
+        calls = [
+            pools[pool_of(config, role)].open(role, OPENERS[role], {"config": resolved})
+            for role in needed_roles(config)
+            if role in OPENERS
+        ]
+        for call in calls:
+            call.results()
+        yield {
+            role: Group(pools[pool_of(config, role)], role, _layout(config, role))
+            for role in needed_roles(config)
+            if role in OPENERS
+        }
+
+
+def _layout(config: Config, role: Role) -> Layout:
+    of_role = role_config(config, role)
+    return Layout.of(of_role.parallel, of_role.world_size)
+
+
+@contextmanager
+def _driver(config: Config, groups: Mapping[Role, Group]) -> Iterator["Driver"]:
+    tokenizer = config.tokenizer.path
+    assert tokenizer is not None
+    chat = chat_encoder(config, tokenizer, config.train.sequence_length)
+    longest = config.train.sequence_length - config.rlhf.rollout.max_new_tokens
+    reader = PromptReader(chat, longest)
+    with Rewards(config.rlhf.rewards, Means(folder=config.run_folder / "rewards")) as rewards:
+        yield Driver(config, groups, reader, rewards, _decoder(tokenizer, chat))
+
+
+def _decoder(tokenizer: Path, chat: ChatEncoder) -> Callable[[Sequence[int]], str]:
+    encoder = open_encoder(tokenizer)
+    return lambda tokens: encoder.decode([token for token in tokens if token not in chat.stops])
+
+
+@dataclass
+class Driver:
+    """Steps until the end, or until a signal asks to stop."""
+
+    config: Config
+    groups: Mapping[Role, Group]
+    reader: PromptReader
+    rewards: Rewards
+    decode: Callable[[Sequence[int]], str]
+
+    def run(self) -> bool:
+        """Returns whether the run is complete (False: a signal came, and the state is saved)."""
+        config = self.config
+        state = self._load()
+        models = Models(self.groups["actor"], self.groups.get("critic"), self.groups.get("reference"))
+        prompts = open_prompts(config, self.reader, "train")
+        controller = Controller(config, models, prompts, self.rewards, self.decode, state)
+        hooks = standard_hooks(config, config.run_folder, 0)
+        hooks.on_start(self._start(state))
+        saved = state.step
+        while state.step < config.train.last_step and not stop_signal.requested():
+            began = time.perf_counter()
+            outcome = controller.step()
+            hooks.on_step(self._record(state, outcome, time.perf_counter() - began))
+            every = config.checkpoint.every
+            if every is not None and state.step % every == 0:
+                saved = self._save(state, hooks)
+        if saved != state.step or not state.step:
+            self._save(state, hooks)
+        complete = state.step >= config.train.last_step
+        hooks.on_end(state.step, not complete)
+        return complete
+
+    @property
+    def _learning(self) -> dict[str, Path]:
+        """Where each role that learns has its checkpoints."""
+        return {
+            role: role_config(self.config, role).run_folder / "checkpoints"
+            for role in LEARNING
+            if role in self.groups
+        }
+
+    def _load(self) -> State:
+        """All models as the newest transaction has them, or as the run begins."""
+        resumes = self.config.checkpoint.resume != "never"
+        found = newest(self.config.run_folder, self._learning) if resumes else None
+        calls = [
+            self.groups[role].tell("load", found.step if found is not None else -1)
+            for role in LEARNING
+            if role in self.groups
+        ]
+        for call in calls:
+            call.results()
+        return State() if found is None else State.from_json(found.state)
+
+    def _save(self, state: State, hooks: Hooks) -> int:
+        began = time.perf_counter()
+        hooks.on_phase("saving")
+        kept = kept_steps(self.config.run_folder)
+        calls = [
+            self.groups[role].tell(
+                "save", state.step, {"samples": state.prompts, "tokens": state.tokens}, kept
+            )
+            for role in LEARNING
+            if role in self.groups
+        ]
+        for call in calls:
+            call.results()
+        hashes = {
+            role: manifest_hash(folder / f"step-{state.step:08d}") for role, folder in self._learning.items()
+        }
+        commit(self.config.run_folder, Transaction(state.step, hashes, state.as_json()))
+        hooks.on_save(
+            SaveRecord(state.step, time.perf_counter() - began, f"checkpoints/step-{state.step:08d}")
+        )
+        hooks.on_phase("training")
+        return state.step
+
+    def _start(self, state: State) -> RunStart:
+        config = self.config
+        parameters = model_parameters(
+            config.model, resolved_vocabulary_size(config), config.train.sequence_length, None
+        ).total
+        return RunStart(
+            step=state.step,
+            steps=config.train.last_step,
+            samples=state.prompts,
+            tokens=state.tokens,
+            world_size=sum(pool.processes for pool in pools_of(config).values()),
+            parameters=parameters,
+            facts={"pools": {name: list(pool.roles) for name, pool in pools_of(config).items()}},
+        )
+
+    def _record(self, state: State, outcome: Outcome, seconds: float) -> StepRecord:
+        figures = dict(outcome.figures)
+        tokens = sum(one.answer_length for one in outcome.experiences)
+        return StepRecord(
+            step=state.step,
+            samples=state.prompts,
+            tokens=state.tokens,
+            loss=figures.pop("loss"),
+            grad_norm=figures.pop("grad_norm"),
+            lr=figures.pop("lr"),
+            step_seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            mfu=None,
+            extra={**figures, "memory_bytes": psutil.Process().memory_info().rss},
+        )

@@ -1,0 +1,221 @@
+"""The models of a run of reinforcement learning: what the driver calls on each rank of their pools.
+
+A method gets the experiences of this rank's replica, and returns one result for each of them, or figures that
+are the same on every rank. All ranks of a pool are called alike.
+
+Shapes: T tokens of an experience, B rows, S tokens of a row.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import JsonValue
+from torch import Tensor
+
+from llmscale.checkpoint.agreement import Agreement
+from llmscale.checkpoint.begin import begin_from
+from llmscale.checkpoint.checkpointer import Checkpointer
+from llmscale.checkpoint.tuned import tuning_problems
+from llmscale.config.rlhf_roles import role_config
+from llmscale.config.schema import Config
+from llmscale.data.batch import Batch
+from llmscale.data.checks import resolved_vocabulary_size
+from llmscale.engine import fingerprint
+from llmscale.engine.ask import Tell, ask
+from llmscale.engine.engine import Engine
+from llmscale.model.language_model import LanguageModel
+from llmscale.model.peft.off import peft_off
+from llmscale.model.tensors import not_begun_from, vocabulary_tensors
+from llmscale.objectives.objective import Objective
+from llmscale.objectives.policy import Policy
+from llmscale.objectives.rl.told import token_figures, token_values
+from llmscale.objectives.value import Value
+from llmscale.parallel.distributed import connect, use_threads
+from llmscale.parallel.environment import RankEnvironment
+from llmscale.parallel.layout import Layout
+from llmscale.parallel.world import World
+from llmscale.rlhf.experience import Experience, Floats
+from llmscale.rlhf.group import speaks
+from llmscale.rlhf.rows import Packed, pack
+from llmscale.run.prepare_model import Preparation, find_start
+from llmscale.run.references import held_reference
+from llmscale.run.training import description_of
+from llmscale.runtime.hooks import numbers_of
+
+Figures = dict[str, float]
+
+
+class _OnRank:
+    """What all roles have: a world of their own, and rows of experiences.
+
+    Args:
+        config: of the role.
+    """
+
+    def __init__(self, config: Config, environment: RankEnvironment) -> None:
+        self.config = config
+        use_threads(config.cluster.threads, environment.local_world_size)
+        device = connect(environment, config.cluster.backend)
+        self.world = World(Layout.of(config.parallel, environment.world_size), device)
+        self.speaks = speaks(self.world.layout, self.world.rank)
+
+    def described(self) -> dict[str, JsonValue]:
+        return {"layout": dict(self.world.layout.describe()), "device": str(self.world.device)}
+
+    def packed(self, experiences: Sequence[Experience]) -> Packed:
+        train = self.config.train
+        virtual = self.config.peft.placeholders
+        return pack(experiences, train.sequence_length, train.micro_batch_size, self.world, virtual)
+
+
+class Trained(_OnRank):
+    """A model that learns: actor or critic."""
+
+    def __init__(self, config: Config, environment: RankEnvironment, objective: Objective) -> None:
+        super().__init__(config, environment)
+        self.agreement = Agreement(self.world.rank, self.world.layout.world_size, self.world.control_group)
+        start = find_start(config, config.checkpoint, self.agreement)
+        self.preparation = Preparation(config, self.agreement, start)
+        vocabulary_size = resolved_vocabulary_size(config)
+        self.engine = Engine(config, self.world, vocabulary_size, objective, self.preparation)
+        description = description_of(config, self.world) | self.preparation.description
+        options = config.checkpoint.model_copy(update={"asynchronous": False, "on_error": "stop"})
+        self.checkpointer = Checkpointer(
+            config.run_folder / "checkpoints",
+            self.world.rank,
+            self.world.layout.world_size,
+            options,
+            self.world.control_group,
+            description,
+        )
+
+    def load(self, newest: int | None) -> Mapping[str, JsonValue] | None:
+        """Go on from the checkpoint of step `newest` or an older sound one, and return its progress; None:
+        there is none, and the model is as the run begins."""
+        found = self.checkpointer.load_newest(
+            self.engine.pieces_to_load(),
+            lambda manifest: list(
+                tuning_problems(self.config.peft, self.preparation.base, manifest.description)
+            ),
+            newest,
+        )
+        if found is not None:
+            self.engine.after_load(found.progress)
+            return found.progress
+        self._begin()
+        return None
+
+    def _begin(self) -> None:
+        source = self.config.train.init_from
+        if source is None or self.preparation.base is not None:
+            return
+        start = self.preparation.start
+        begin_from(
+            source if start is None else start.path,
+            self.engine.weight_pieces(),
+            self.agreement,
+            vocabulary_tensors(self.config.model),
+            not_begun_from(self.config.model, self.config.outputs),
+        )
+        self.engine.after_load({"step": 0, "optimizer_steps": 0})
+
+    def save(self, step: int, progress: Mapping[str, JsonValue], kept: Sequence[int]) -> str:
+        """Write the checkpoint of a step; returns when it is committed.
+
+        Args:
+            kept: steps that a transaction still needs.
+
+        Raises:
+            SaveFailed: the disk refuses.
+        """
+        found = self.engine.fingerprint()
+        whole = {**progress, **self.engine.counters(), "step": self.engine.steps_done}
+        whole[fingerprint.KEY] = found and found.as_json()
+        self.checkpointer.save(step, self.engine.pieces_to_save(), whole, kept)
+        self.checkpointer.wait()
+        return str(self.config.run_folder / "checkpoints" / f"step-{step:08d}")
+
+    def update(self, experiences: Sequence[Experience]) -> Figures:
+        """One optimizer step over the experiences of all replicas."""
+        result = self.engine.step(self.packed(experiences).batches)
+        own = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "tokens": result.tokens}
+        return {**{name: float(value) for name, value in numbers_of(result.metrics).items()}, **own}
+
+    def _asked(self, experiences: Sequence[Experience], tell: Tell) -> list[Floats] | None:
+        packed = self.packed(experiences)
+        told = self.engine.ask(packed.batches, tell)
+        return packed.of_experiences(told) if self.speaks else None
+
+
+class Actor(Trained):
+    """The policy."""
+
+    def __init__(self, config: Config, environment: RankEnvironment) -> None:
+        rollout = config.rlhf.rollout
+        self.policy = Policy(config.rlhf, rollout.temperature, rollout.importance_cap, rollout.max_new_tokens)
+        super().__init__(config, environment, self.policy)
+
+    def log_probabilities(self, experiences: Sequence[Experience]) -> list[Floats] | None:
+        """[T] of each."""
+        return self._asked(experiences, self._tell)
+
+    def reference_log_probabilities(self, experiences: Sequence[Experience]) -> list[Floats] | None:
+        """[T] of each, of the model without its adapter."""
+        with peft_off(self.engine.chunks):
+            return self._asked(experiences, self._tell)
+
+    def _tell(self, chunk: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
+        temperature = self.config.rlhf.rollout.temperature
+        return token_figures(chunk, output, batch, temperature).log_probabilities_BS
+
+    def learn(self, experiences: Sequence[Experience], kl_coefficient: float) -> Figures:
+        """As `update`, with the weight that the divergence has in the loss now."""
+        self.policy.kl_coefficient = kl_coefficient
+        return self.update(experiences)
+
+
+class Critic(Trained):
+    """What the rest of an answer will be worth, at each of its tokens."""
+
+    def __init__(self, config: Config, environment: RankEnvironment) -> None:
+        super().__init__(config, environment, Value(config.rlhf.update.value_clip))
+
+    def values(self, experiences: Sequence[Experience]) -> list[Floats] | None:
+        """[T] of each."""
+        return self._asked(experiences, lambda _, output, batch: token_values(output, batch))
+
+
+class FrozenReference(_OnRank):
+    """The model that the actor started from."""
+
+    def __init__(self, config: Config, environment: RankEnvironment) -> None:
+        super().__init__(config, environment)
+        agreement = Agreement(self.world.rank, self.world.layout.world_size, self.world.control_group)
+        start = find_start(config, config.checkpoint, agreement)
+        assert start is not None
+        self.model = held_reference(config, self.world, start)
+
+    def reference_log_probabilities(self, experiences: Sequence[Experience]) -> list[Floats] | None:
+        """[T] of each."""
+        temperature = self.config.rlhf.rollout.temperature
+
+        def tell(chunk: LanguageModel, output: Tensor, batch: Batch) -> Tensor:
+            return token_figures(chunk, output, batch, temperature).log_probabilities_BS
+
+        packed = self.packed(experiences)
+        batches = [batch.to(self.world.device) for batch in packed.batches]
+        with self.world.active(), self.model.at_work():
+            told = ask(self.model.scheduled, self.world, batches, tell)
+        return packed.of_experiences(told) if self.speaks else None
+
+
+def open_actor(environment: RankEnvironment, config: dict[str, Any]) -> Actor:
+    return Actor(role_config(Config.model_validate(config), "actor"), environment)
+
+
+def open_critic(environment: RankEnvironment, config: dict[str, Any]) -> Critic:
+    return Critic(role_config(Config.model_validate(config), "critic"), environment)
+
+
+def open_reference(environment: RankEnvironment, config: dict[str, Any]) -> FrozenReference:
+    return FrozenReference(role_config(Config.model_validate(config), "reference"), environment)
