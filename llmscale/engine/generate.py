@@ -1,27 +1,33 @@
 """Generation: a model goes on with prompts, token by token, under any tensor and pipeline layout.
 
-Needs a model and its World, no optimizer and no DeepSpeed. Prompts of different lengths are padded on the
-left, and padding is never seen, so that each text is what it would be alone. Stages pass hidden states on
-by plain sends; tensor rank 0 of the last stage chooses the tokens, and all ranks hear of them.
+Needs a model and its World, no optimizer and no DeepSpeed. Prompts are padded at their ends, where causal
+attention does not look, and afterwards each row has its own length: each text is what it would be alone. A
+row whose text has ended is given up at once, and a prompt that waits takes its turn. Stages pass hidden
+states on by plain sends; tensor rank 0 of the last stage chooses the tokens, and all ranks hear of them.
 
-Shapes: S sequence, B rows (prompts), H hidden size, V vocabulary.
+Shapes: S sequence, B rows, U different prompts, H hidden size, V vocabulary.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from llmscale.engine.caches import Caches, opened_caches
 from llmscale.engine.forward import telling_rank, through_stages
-from llmscale.engine.sampling import SamplingOptions, next_tokens
-from llmscale.model.attention import KeyValueCache, SelfAttention
+from llmscale.engine.sampling import SamplingOptions, draw, uniform
+from llmscale.engine.texts import Request, Rows, Text
 from llmscale.model.language_model import LanguageModel
 from llmscale.parallel.world import World
 
 OnTokens = Callable[[list[int | None]], None]
-"""Called after each step with the new token of each prompt, None for those that have ended."""
+"""Called after each step with the new token of each prompt, None for those that got none."""
+
+MOST_PROMPT_TOKENS = 1 << 15
+"""That go through the model at once."""
+BEGIN_TOGETHER = 8
+"""Texts that begin behind others do so when there is room for a batch's part of so many."""
 
 
 class Generator:
@@ -44,12 +50,11 @@ class Generator:
         )
         """Tokens that prompt and continuation may have together, virtual ones included."""
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], options: SamplingOptions, on_tokens: OnTokens | None = None
     ) -> list[list[int]]:
-        """The new tokens of each prompt, the end token included where it came. Collective; all ranks of a
-        model replica give the same arguments and get the same result.
+        """The new tokens of each prompt, all at once, the end token included where it came. Collective; all
+        ranks of a model replica give the same arguments and get the same result.
 
         A text ends with one of `options.end_ids`, after `options.max_new_tokens`, or where the positions are
         full.
@@ -57,23 +62,51 @@ class Generator:
         Raises:
             ValueError: no prompt, an empty one, or one that leaves no position free.
         """
-        self._check(prompts)
-        texts = _Texts(prompts, options, self.positions)
-        tokens_BS, position_ids_BS, first_B = _left_padded(prompts, self.world.device)
-        places = tokens_BS.shape[1] + options.max_new_tokens
-        with self.world.active(), _generating(self.chunks, places, len(prompts), first_B):
-            for step in range(options.max_new_tokens):
-                hidden = self._hidden_states(tokens_BS, position_ids_BS)
-                tokens_B = self._choose(hidden, len(prompts), options, step)
-                added = texts.add(tokens_B.tolist())
+        requests = [
+            Request(prompt, options.seed + row, options.max_new_tokens) for row, prompt in enumerate(prompts)
+        ]
+        return [text.tokens for text in self.write(requests, options, max(len(requests), 1), on_tokens)]
+
+    @torch.no_grad()
+    def write(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        batch: int,
+        on_tokens: OnTokens | None = None,
+    ) -> list[Text]:
+        """A text for each request, at most `batch` at a time. Collective, as `generate`.
+
+        Args:
+            options: seed and length are those of each request.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        self._check([request.prompt for request in requests])
+        rows = Rows(requests, options.end_ids, self.positions, batch)
+        places = min(
+            self.positions, max(len(request.prompt) + request.max_new_tokens for request in requests)
+        )
+        with (
+            self.world.active(),
+            opened_caches(self.chunks, min(batch, len(requests)), places) as caches,
+        ):
+            while not rows.is_done:
+                first = len(rows)
+                admitted = rows.admit(max(1, batch // BEGIN_TOGETHER), MOST_PROMPT_TOKENS)
+                if admitted:
+                    prompts = [requests[number].prompt for number in admitted]
+                    hidden, places_B = self._begin(prompts, caches, first)
+                else:
+                    first = 0
+                    hidden, places_B = self._step(rows, caches), None
+                tokens, log_probabilities = self._choose(hidden, places_B, options, rows, first)
+                added, moving, targets = rows.add(first, tokens, log_probabilities)
+                caches.move(moving, targets)
                 if on_tokens is not None:
                     on_tokens(added)
-                if texts.all_ended:
-                    break
-                tokens_BS = tokens_B[:, None]
-                # Rows that have ended go on unread; their positions must not leave the table.
-                position_ids_BS = (position_ids_BS[:, -1:] + 1).clamp(max=self.positions - 1)
-        return texts.new_tokens
+        return rows.texts
 
     @torch.no_grad()
     def next_log_probabilities(
@@ -85,17 +118,15 @@ class Generator:
             ValueError: no prompt, an empty one, or one that leaves no position free.
         """
         self._check(prompts)
-        tokens_BS, position_ids_BS, first_B = _left_padded(prompts, self.world.device)
-        with self.world.active(), _generating(self.chunks, tokens_BS.shape[1], len(prompts), first_B):
-            hidden = self._hidden_states(tokens_BS, position_ids_BS)
+        with self.world.active(), opened_caches(self.chunks, 0, 0):
+            hidden = self._after(prompts)
             logits_1BV = self.chunks[-1].gathered_logits(hidden) if self.world.is_last_stage else None
             if logits_1BV is None:
                 shape = (len(prompts), len(tokens))
                 found_BT = torch.empty(shape, dtype=torch.float64, device=self.world.device)
             else:
                 found_BT = logits_1BV[0].double().log_softmax(dim=-1)[:, list(tokens)].contiguous()
-            if self.world.model_group.size() > 1:
-                torch.distributed.broadcast(found_BT, telling_rank(self.world), group=self.world.model_group)
+            self._tell(found_BT)
         return found_BT.tolist()
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -107,86 +138,67 @@ class Generator:
                     f"prompt {number} has {len(prompt)} tokens; must be 1 to {self.positions - 1}"
                 )
 
-    def _hidden_states(self, tokens_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
-        """Through all chunks of all stages in the model's order; the last token's [1, B, H] on the last
-        stage, and nothing of use elsewhere."""
-        return through_stages(self.chunks, self.world, tokens_BS, position_ids_BS)[-1:]
+    def _begin(
+        self, prompts: Sequence[Sequence[int]], caches: Caches, first_row: int
+    ) -> tuple[Tensor, list[int]]:
+        """New rows from `first_row` on. Prompts that are the same go through the model once: their last
+        hidden states, [1, U, H], and of each row which of them is its own."""
+        different: dict[tuple[int, ...], int] = {}
+        numbers = [different.setdefault(tuple(prompt), len(different)) for prompt in prompts]
+        caches.begin(first_row, numbers)
+        return self._after(list(different)), numbers
 
-    def _choose(self, hidden_1BH: Tensor, batch: int, options: SamplingOptions, step: int) -> Tensor:
-        """The next tokens, int64 [B], chosen by one rank and the same on all."""
-        logits_1BV = self.chunks[-1].gathered_logits(hidden_1BH) if self.world.is_last_stage else None
+    def _after(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """The hidden state of each prompt's last token, [1, U, H], on the last stage."""
+        longest = max(map(len, prompts))
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        tokens_US = torch.tensor(padded, device=self.world.device)
+        position_ids_US = torch.arange(longest, device=self.world.device).expand(len(prompts), -1)
+        hidden_SUH = through_stages(self.chunks, self.world, tokens_US, position_ids_US)
+        if not self.world.is_last_stage:
+            return hidden_SUH
+        lasts_U = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.world.device)
+        return hidden_SUH[lasts_U, torch.arange(len(prompts), device=self.world.device)][None]
+
+    def _step(self, rows: Rows, caches: Caches) -> Tensor:
+        """The hidden state of the last token of every row, [1, B, H], on the last stage."""
+        positions = rows.last_positions
+        tokens_B1, positions_B1 = (
+            torch.tensor(numbers, device=self.world.device)[:, None]
+            for numbers in (rows.last_tokens, positions)
+        )
+        caches.step(positions_B1[:, 0], max(positions))
+        return through_stages(self.chunks, self.world, tokens_B1, positions_B1)
+
+    def _choose(
+        self,
+        hidden: Tensor,
+        places_B: list[int] | None,
+        options: SamplingOptions,
+        rows: Rows,
+        first: int,
+    ) -> tuple[list[int], list[float]]:
+        """The next tokens of rows from `first` on and their log-probabilities, chosen by one rank and the same
+        on all.
+
+        Args:
+            hidden: [1, B, H] on the last stage.
+            places_B: of each row its place in `hidden`; None: they are the same.
+        """
+        logits_1BV = self.chunks[-1].gathered_logits(hidden) if self.world.is_last_stage else None
         if logits_1BV is None:
-            tokens_B = torch.empty(batch, dtype=torch.int64, device=self.world.device)
+            shape = (2, len(rows) - first)
+            chosen_2B = torch.empty(shape, dtype=torch.float64, device=self.world.device)
         else:
-            tokens_B = next_tokens(logits_1BV[0], options, step)
+            logits_BV = logits_1BV[0] if places_B is None else logits_1BV[0, places_B]
+            uniforms = [uniform(seed, number) for seed, number in rows.seeds(first)]
+            drawn = draw(logits_BV, options, uniforms)
+            chosen_2B = torch.stack((drawn.tokens_B.double(), drawn.log_probabilities_B))
+        self._tell(chosen_2B)
+        tokens, log_probabilities = chosen_2B.tolist()
+        return [int(token) for token in tokens], log_probabilities
+
+    def _tell(self, found: Tensor) -> None:
+        """From the rank that knows to all ranks of the replica."""
         if self.world.model_group.size() > 1:
-            torch.distributed.broadcast(tokens_B, telling_rank(self.world), group=self.world.model_group)
-        return tokens_B
-
-
-class _Texts:
-    """What has been generated for each prompt, and which have ended."""
-
-    def __init__(self, prompts: Sequence[Sequence[int]], options: SamplingOptions, positions: int) -> None:
-        self.new_tokens: list[list[int]] = [[] for _ in prompts]
-        self._end_ids = options.end_ids
-        self._room = [min(options.max_new_tokens, positions - len(prompt)) for prompt in prompts]
-
-    def add(self, tokens: list[int]) -> list[int | None]:
-        """Give each open text its next token; returns them, None for those that had ended."""
-        added = [None if self._ended(row) else token for row, token in enumerate(tokens)]
-        for text, token in zip(self.new_tokens, added):
-            if token is not None:
-                text.append(token)
-        return added
-
-    @property
-    def all_ended(self) -> bool:
-        return all(self._ended(row) for row in range(len(self.new_tokens)))
-
-    def _ended(self, row: int) -> bool:
-        text = self.new_tokens[row]
-        return len(text) >= self._room[row] or (bool(text) and text[-1] in self._end_ids)
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens and positions, int64 [B, S], and where each row begins, [B]; None where all begin at 0."""
-    longest = max(map(len, prompts))
-    first = [longest - len(prompt) for prompt in prompts]
-    rows = [[0] * padding + list(prompt) for padding, prompt in zip(first, prompts)]
-    tokens_BS = torch.tensor(rows, dtype=torch.int64, device=device)
-    places_S = torch.arange(longest, device=device)
-    if not any(first):
-        return tokens_BS, places_S.expand(len(prompts), -1), None
-    first_B = torch.tensor(first, device=device)
-    return tokens_BS, (places_S - first_B[:, None]).clamp(min=0), first_B
-
-
-@contextlib.contextmanager
-def _generating(
-    chunks: Sequence[LanguageModel], places: int, batch: int, first_B: Tensor | None
-) -> Iterator[None]:
-    """Dropout off, and a cache of `places` tokens a row in every layer; afterwards all as it was."""
-    training = [chunk.training for chunk in chunks]
-    for chunk in chunks:
-        chunk.eval()
-        for attention in _attentions(chunk):
-            shape = (places, batch, attention.kv_heads, attention.head_size)
-            keys, values = (
-                torch.empty(shape, dtype=chunk.config.params_dtype, device=chunk.world.device)
-                for _ in range(2)
-            )
-            attention.cache = KeyValueCache(keys, values, first_B)
-    try:
-        yield
-    finally:
-        for chunk, mode in zip(chunks, training):
-            chunk.train(mode)
-            for attention in _attentions(chunk):
-                attention.cache = None
-
-
-def _attentions(chunk: LanguageModel) -> list[SelfAttention]:
-    return [module for module in chunk.modules() if isinstance(module, SelfAttention)]
+            torch.distributed.broadcast(found, telling_rank(self.world), group=self.world.model_group)

@@ -1,16 +1,20 @@
 """Which token comes next: greedily, or drawn from the model's distribution, cut and sharpened.
 
-Shapes: B rows, V vocabulary.
+Shapes: B rows, V vocabulary, G blocks of the vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmscale.parallel.rng import derived_seed
 
 UNIFORM_BITS = 40
+BLOCK = 128
+"""Tokens whose weights are summed up at once: most of a vocabulary is passed by in such steps."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,30 @@ class SamplingOptions:
             raise ValueError(f"top_p is {self.top_p}, must be above 0 and at most 1")
 
 
-def next_tokens(logits_BV: Tensor, options: SamplingOptions, step: int) -> Tensor:
-    """The token that each row goes on with, int64 [B].
+class Drawn(NamedTuple):
+    """What comes next in each row."""
 
-    A draw depends on the logits, the seed, the row's number and `step`, and on nothing that ran before.
+    tokens_B: Tensor
+    """int64."""
+    log_probabilities_B: Tensor
+    """Of each, float64, of all tokens at the temperature (greedy: at 1): what top-k and top-p have left out
+    is counted in, as a model counts that is asked later what it thinks of the text."""
+
+
+def draw(logits_BV: Tensor, options: SamplingOptions, uniforms: list[float]) -> Drawn:
     """
+    Args:
+        uniforms: of each row, in [0, 1): on it and on the row's own logits alone its token depends.
+    """
+    weights_BV, totals_B1 = _weights(logits_BV, options.temperature or 1.0)
     if options.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    cumulative_BV = probabilities(logits_BV, options).cumsum(dim=-1)
-    draws = [uniform(options.seed + row, step) for row in range(len(logits_BV))]
-    draw_B1 = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)[:, None]
-    # The first token whose cumulative probability is above the draw: one of probability 0 never is.
-    return torch.searchsorted(cumulative_BV, draw_B1 * cumulative_BV[:, -1:], right=True)[:, 0]
+        tokens_B = logits_BV.argmax(dim=-1)
+    else:
+        draw_B = torch.tensor(uniforms, dtype=torch.float64, device=logits_BV.device)
+        is_cut = options.top_k is not None or options.top_p < 1
+        tokens_B = _found(_padded(probabilities(logits_BV, options)) if is_cut else weights_BV, draw_B)
+    chosen_B1 = weights_BV.gather(1, tokens_B[:, None]).double()
+    return Drawn(tokens_B, (chosen_B1.log() - totals_B1.log())[:, 0])
 
 
 def probabilities(logits_BV: Tensor, options: SamplingOptions) -> Tensor:
@@ -77,3 +93,44 @@ def probabilities(logits_BV: Tensor, options: SamplingOptions) -> Tensor:
 def uniform(seed: int, step: int) -> float:
     """In [0, 1), the same on every machine."""
     return (derived_seed(seed, "token", step) >> (63 - UNIFORM_BITS)) / 2**UNIFORM_BITS
+
+
+def _weights(logits_BV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """exp(logit / temperature), 1 for the likeliest token, padded with 0 to whole blocks, [B, G × BLOCK] in
+    float32 (float64 of logits in float64); and their sums, [B, 1] in float64."""
+    rows, vocabulary = logits_BV.shape
+    wide = torch.float64 if logits_BV.dtype == torch.float64 else torch.float32
+    weights_BV = torch.empty((rows, vocabulary + -vocabulary % BLOCK), dtype=wide, device=logits_BV.device)
+    weights_BV[:, vocabulary:] = 0
+    # In place: what a vocabulary is wide is gone over often enough.
+    tokens_BV = weights_BV[:, :vocabulary].copy_(logits_BV)
+    if temperature != 1:
+        tokens_BV.div_(temperature)
+    tokens_BV.sub_(tokens_BV.amax(dim=-1, keepdim=True)).exp_()
+    return weights_BV, _block_sums(weights_BV).sum(dim=-1, keepdim=True)
+
+
+def _padded(weights_BV: Tensor) -> Tensor:
+    return F.pad(weights_BV, (0, -weights_BV.shape[-1] % BLOCK))
+
+
+def _block_sums(weights_BV: Tensor) -> Tensor:
+    """[B, G], float64."""
+    return weights_BV.unflatten(-1, (-1, BLOCK)).sum(dim=-1).double()
+
+
+def _found(weights_BV: Tensor, draw_B: Tensor) -> Tensor:
+    """The first token of each row up to which more than the share `draw_B` of all weight lies, int64 [B]: one
+    without weight never is."""
+    sums_BG = _block_sums(weights_BV)
+    ends_BG = sums_BG.cumsum(dim=-1)
+    wanted_B1 = draw_B[:, None] * ends_BG[:, -1:]
+    block_B1 = torch.searchsorted(ends_BG, wanted_B1, right=True)
+    sum_B1 = sums_BG.gather(1, block_B1)
+    share_B1 = (wanted_B1 - ends_BG.gather(1, block_B1) + sum_B1) / sum_B1
+    # Sums of a block and of its parts are rounded differently: it must not be left at either end.
+    share_B1 = share_B1.clamp(0, 1 - 2.0**-UNIFORM_BITS)
+    rows_B = torch.arange(len(weights_BV), device=weights_BV.device)
+    parts_B = weights_BV.unflatten(-1, (-1, BLOCK))[rows_B, block_B1[:, 0]].double().cumsum(dim=-1)
+    within_B1 = torch.searchsorted(parts_B, share_B1 * parts_B[:, -1:], right=True)
+    return (block_B1 * BLOCK + within_B1)[:, 0]

@@ -5,7 +5,6 @@ H hidden size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,29 +18,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from llmscale.model.cache import KeyValueCache, NextTokens
 from llmscale.model.documents import Documents
 from llmscale.model.linear import ColumnParallelLinear, RowParallelLinear, no_initialization
 
 Prefix = tuple[Tensor, Tensor]
 """Learned keys and values, [P, K, D] each."""
-
-
-@dataclass
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, for one layer: [positions, B, K, D] each."""
-
-    keys_PBKD: Tensor
-    values_PBKD: Tensor
-    first_B: Tensor | None = None
-    """Where each row begins, with padding before it; None where all begin at 0."""
-    length: int = 0
-
-    def append(self, keys_SBKD: Tensor, values_SBKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the new ones; returns all seen so far."""
-        start, self.length = self.length, self.length + len(keys_SBKD)
-        self.keys_PBKD[start : self.length] = keys_SBKD
-        self.values_PBKD[start : self.length] = values_SBKD
-        return self.keys_PBKD[: self.length], self.values_PBKD[: self.length]
 
 
 class SelfAttention(MegatronModule):
@@ -109,9 +91,12 @@ class SelfAttention(MegatronModule):
             packed_seq_params: the documents of packed rows (the name is Megatron's).
         """
         query, key, value = self._project(hidden_SBH, rotary_pos_emb)
-        if self.cache is not None:
-            key, value = self.cache.append(key, value)
+        coming = None if self.cache is None else self.cache.coming
+        if self.cache is not None and isinstance(coming, NextTokens):
+            return self.linear_proj(self.cache.attend(query, key, value, coming))
         prefix = None if self.prefix is None else self.prefix()
+        if self.cache is not None and coming is not None:
+            self.cache.begin(key, value, prefix, coming)
         if self.config.recompute_granularity == "selective" and self.training:
             attended = checkpoint(
                 self._attend_documents, query, key, value, packed_seq_params, prefix, use_reentrant=False
@@ -140,51 +125,38 @@ class SelfAttention(MegatronModule):
         return attend(query, key, value) if documents is None else documents.attend(query, key, value, attend)
 
     def _attend(
-        self, query_SBND: Tensor, key_TBKD: Tensor, value_TBKD: Tensor, prefix: Prefix | None
+        self, query_SBND: Tensor, key_SBKD: Tensor, value_SBKD: Tensor, prefix: Prefix | None
     ) -> Tensor:
-        """Causal attention of S queries, the last of T ≥ S keys: [S, B, N × D]."""
-        queries, keys = len(query_SBND), len(key_TBKD)
-        mask = self._mask(queries, keys, query_SBND.device)
+        """Causal attention: [S, B, N × D]."""
+        queries = len(query_SBND)
+        mask = self._mask(queries, query_SBND.device)
         if prefix is not None:
-            key_TBKD, value_TBKD = (
+            key_SBKD, value_SBKD = (
                 torch.cat((before_PKD[:, None].expand(-1, own.shape[1], -1, -1), own))
-                for before_PKD, own in zip(prefix, (key_TBKD, value_TBKD))
+                for before_PKD, own in zip(prefix, (key_SBKD, value_SBKD))
             )
-            mask = _seen_after_prefix(mask, queries, len(key_TBKD), keys, query_SBND.device)
+            mask = _seen_after_prefix(mask, queries, len(key_SBKD), query_SBND.device)
         attended_BNSD = F.scaled_dot_product_attention(
             query_SBND.permute(1, 2, 0, 3),
-            key_TBKD.permute(1, 2, 0, 3),
-            value_TBKD.permute(1, 2, 0, 3),
+            key_SBKD.permute(1, 2, 0, 3),
+            value_SBKD.permute(1, 2, 0, 3),
             attn_mask=mask,
             dropout_p=self.config.attention_dropout if self.training else 0.0,
-            is_causal=mask is None and queries == keys,
+            is_causal=mask is None,
             enable_gqa=self.heads != self.kv_heads,
         )
         return attended_BNSD.permute(2, 0, 1, 3).flatten(2)
 
-    def _mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
-        """Who may be seen, [queries, keys] or, with padding, [B, 1, queries, keys]; None where `is_causal`
-        or a single query says it."""
-        first_B = self.cache.first_B if self.cache is not None else None
-        window = self.sliding_window if self.sliding_window and keys > self.sliding_window else None
-        if first_B is None and window is None and (queries == keys or queries == 1):
+    def _mask(self, queries: int, device: torch.device) -> Tensor | None:
+        """Who may be seen, [queries, queries]; None where `is_causal` says it."""
+        if not self.sliding_window or queries <= self.sliding_window:
             return None
-        query_position = torch.arange(keys - queries, keys, device=device)[:, None]
-        key_position = torch.arange(keys, device=device)
-        seen = key_position <= query_position
-        if window is not None:
-            seen &= key_position > query_position - window
-        if first_B is not None:
-            # Padding sees itself: a softmax over nothing would not be a number.
-            seen = seen & (key_position >= first_B[:, None, None]) | (key_position == query_position)
-            seen = seen[:, None]
-        return seen
+        seen = torch.ones(queries, queries, dtype=torch.bool, device=device).tril()
+        return seen.triu(1 - self.sliding_window)
 
 
-def _seen_after_prefix(
-    mask: Tensor | None, queries: int, keys: int, own_keys: int, device: torch.device
-) -> Tensor:
-    """`mask` of a document's own keys, after those of the prefix, which all see: [..., queries, keys]."""
+def _seen_after_prefix(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
+    """`mask` of a document's own keys, after those of the prefix, which all see: [queries, keys]."""
     if mask is None:
-        mask = torch.ones(queries, own_keys, dtype=torch.bool, device=device).tril(own_keys - queries)
-    return torch.cat((mask.new_ones((*mask.shape[:-1], keys - own_keys)), mask), dim=-1)
+        mask = torch.ones(queries, queries, dtype=torch.bool, device=device).tril()
+    return torch.cat((mask.new_ones((queries, keys - queries)), mask), dim=-1)

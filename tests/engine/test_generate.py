@@ -10,7 +10,7 @@ import torch
 
 from llmscale.config.schema import ModelSection, TrainSection
 from llmscale.engine.generate import Generator
-from llmscale.engine.sampling import SamplingOptions, next_tokens, probabilities, uniform
+from llmscale.engine.sampling import SamplingOptions, draw, probabilities, uniform
 from llmscale.model.build import build_model
 from llmscale.model.weights import weights_to_fill
 from llmscale.parallel.layout import Layout
@@ -280,7 +280,9 @@ def test_draws_follow_the_probabilities() -> None:
     wanted, draws = probabilities(FIXED, options)[0], 4000
     logits_BV = FIXED.expand(20, -1)
     counts = Counter(
-        token for step in range(draws // 20) for token in next_tokens(logits_BV, options, step).tolist()
+        token
+        for step in range(draws // 20)
+        for token in draw(logits_BV, options, [uniform(row, step) for row in range(20)]).tokens_B.tolist()
     )
     for token, probability in enumerate(wanted.tolist()):
         deviation = math.sqrt(draws * probability * (1 - probability))

@@ -1,0 +1,78 @@
+"""The key-value caches of all layers of this rank, which have the same rows.
+
+Shapes: B rows, T places of a row.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from llmscale.model.attention import SelfAttention
+from llmscale.model.cache import Beginnings, KeyValueCache, NextTokens
+from llmscale.model.language_model import LanguageModel
+
+
+class Caches:
+    """
+    Args:
+        caches: of the layers.
+        chunk: one of theirs.
+    """
+
+    def __init__(self, caches: Sequence[KeyValueCache], chunk: LanguageModel) -> None:
+        self._caches = caches
+        self._device, self._dtype = chunk.world.device, chunk.config.params_dtype
+        self._first, self._window = chunk.first_position, chunk.model_section.sliding_window
+
+    def begin(self, first_row: int, prompts: Sequence[int]) -> None:
+        """What comes are prompts, and rows from `first_row` on begin with those of the given numbers."""
+        rows_B = torch.arange(first_row, first_row + len(prompts), device=self._device)
+        self._expect(Beginnings(rows_B, torch.tensor(prompts, device=self._device)))
+
+    def step(self, positions_B: Tensor, longest: int) -> None:
+        """What comes is one token for each row, at these positions; `longest` is the last of them."""
+        places_B1 = positions_B[:, None] + self._first
+        places_T = torch.arange(self._first + longest + 1, device=self._device)
+        unseen_BT = places_T > places_B1
+        if self._window is not None:
+            unseen_BT |= (places_T <= places_B1 - self._window) & (places_T >= self._first)
+        seen_BT = torch.zeros(unseen_BT.shape, dtype=self._dtype, device=self._device)
+        seen_BT.masked_fill_(unseen_BT, float("-inf"))
+        rows_B = torch.arange(len(positions_B), device=self._device)
+        self._expect(NextTokens(rows_B, places_B1[:, 0], len(places_T), seen_BT[:, None, None]))
+
+    def move(self, rows: Sequence[int], targets: Sequence[int]) -> None:
+        if rows:
+            indices = [torch.tensor(places, device=self._device) for places in (rows, targets)]
+            for cache in self._caches:
+                cache.move(*indices)
+
+    def _expect(self, coming: Beginnings | NextTokens) -> None:
+        for cache in self._caches:
+            cache.coming = coming
+
+
+@contextlib.contextmanager
+def opened_caches(chunks: Sequence[LanguageModel], rows: int, places: int) -> Iterator[Caches]:
+    """A cache in every layer, and dropout off; afterwards all as it was.
+
+    Args:
+        places: tokens of a row, without a prefix.
+    """
+    modes = [chunk.training for chunk in chunks]
+    attentions: list[SelfAttention] = []
+    for chunk in chunks:
+        chunk.eval()
+        for attention in (module for module in chunk.modules() if isinstance(module, SelfAttention)):
+            shape = (rows, attention.kv_heads, chunk.first_position + places, attention.head_size)
+            attention.cache = KeyValueCache(shape, chunk.config.params_dtype, chunk.world.device)
+            attentions.append(attention)
+    try:
+        yield Caches([one.cache for one in attentions if one.cache is not None], chunks[0])
+    finally:
+        for chunk, mode in zip(chunks, modes):
+            chunk.train(mode)
+        for attention in attentions:
+            attention.cache = None
