@@ -22,15 +22,15 @@ def moments(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def whitened(values: Tensor, counts: Tensor, sums: Tensor, shift_mean: bool = True) -> Tensor:
-    """`values` by their standard deviation (of a sample: the sum of squares by number − 1), 0 where nothing
+    """`values` with mean 0 and variance 1 (of a sample: the sum of squares by number − 1), 0 where nothing
     counts.
 
     Args:
         sums: `moments` of the whole global batch.
-        shift_mean: take the mean away; else it is divided, too.
+        shift_mean: else the mean is what it was (arXiv:2403.17031, of rewards).
     """
     number, total, squares = sums.tolist()
     mean = total / max(number, 1.0)
     variance = max(squares - number * mean * mean, 0.0) / max(number - 1, 1.0)
-    shifted = values.double() - mean if shift_mean else values.double()
-    return torch.where(counts, shifted / (variance + EPSILON) ** 0.5, 0.0).to(values.dtype)
+    white = (values.double() - mean) / (variance + EPSILON) ** 0.5
+    return torch.where(counts, white if shift_mean else white + mean, 0.0).to(values.dtype)

@@ -31,7 +31,7 @@ def estimate_advantages(rewarded: Rewarded, options: RlhfSection) -> Advantages:
     learned_NS = rewarded.learned_NS
     if options.update.whiten_rewards:
         sums = moments(rewarded.rewards_NS, learned_NS)
-        # The mean stays: without it every token would be paid for, or for being the last.
+        # The mean stays: without it every token would be paid, or punished, for being there.
         rewards_NS = whitened(rewarded.rewards_NS, learned_NS, sums, shift_mean=False)
         rewarded = replace(rewarded, rewards_NS=rewards_NS)
     found = ESTIMATORS[options.algorithm](rewarded, options.update)
