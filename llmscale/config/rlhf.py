@@ -61,7 +61,7 @@ class UpdateSection(Section):
     """By how much the critic may change its mind on a token before it stops learning from it (ppo). `null`:
     by any."""
     whiten_rewards: bool = False
-    """Divide the rewards of tokens by their standard deviation over the batch (ppo)."""
+    """Give the rewards of tokens variance 1 over the batch, and leave their mean (arXiv:2403.17031; ppo)."""
     whiten_advantages: bool | None = None
     """Give advantages mean 0 and variance 1 over the tokens of the batch. Left out: with ppo; always with
     reinforce_plus_plus."""
