@@ -36,7 +36,8 @@ def end_family(worker: subprocess.Popen[bytes]) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
     _send_to_group(worker.pid, signal.SIGKILL)
-    worker.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that waits for a broken disk does not even die
+        worker.wait(END_SECONDS)
 
 
 def _stop_groups(processes: Sequence[psutil.Process]) -> None:
