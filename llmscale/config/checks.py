@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterator
 from math import isqrt
 
-from llmscale.config import cluster_checks, preference_checks, rlhf_checks, tuning_checks
+from llmscale.config import (
+    cluster_checks,
+    preference_checks,
+    rlhf_checks,
+    rlhf_pool_checks,
+    tuning_checks,
+)
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
 
@@ -307,5 +313,6 @@ RULES: tuple[Rule, ...] = (
     *tuning_checks.RULES,
     *preference_checks.RULES,
     *rlhf_checks.RULES,
+    *rlhf_pool_checks.RULES,
     *cluster_checks.RULES,
 )

@@ -65,7 +65,7 @@ class RolloutSection(Section):
         return "engine"
 
     engine: Literal["native", "transformers"] = "native"
-    """native: the actor itself, no copy of its weights; transformers: models of their own in the pool with the
+    """native: the actor itself, no copy of its weights; transformers: models of their own in the pool of the
     role `rollout`, given the actor's weights after each step."""
     prompts: PositiveInt = 16
     """Of a step."""
