@@ -22,7 +22,7 @@ FUNCTIONS = "tests.rlhf.hostile_functions"
 LIMITS = WorkerSection(
     timeout_seconds=10, cpu_seconds=1, memory_mib=400, file_mib=8, open_files=32, processes=8
 )
-IMPATIENT = LIMITS.model_copy(update={"timeout_seconds": 0.3})
+IMPATIENT = LIMITS.model_copy(update={"timeout_seconds": 1.5})
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,10 @@ def test_a_hanging_function_is_killed_in_time() -> None:
         reward = FunctionReward(f"{FUNCTIONS}:obedient", IMPATIENT)
         begin = time.monotonic()
         [found] = reward.score([sample("hang")])
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 8
         assert found.error is not None
         assert (
-            "took longer than 0.3 seconds and was killed; its stderr ends so: going to sleep" in found.error
+            "took longer than 1.5 seconds and was killed; its stderr ends so: going to sleep" in found.error
         )
         assert reward.score([sample("well")])[0].value == 1.0
         reward.close()

@@ -10,7 +10,7 @@ from llmscale.rlhf.rewards.python_source import program_of, verdict
 from tests.rlhf.left_processes import nothing_left
 from tests.rlhf.reward_samples import sample, samples
 
-LIMITS = WorkerSection(timeout_seconds=1, cpu_seconds=2, memory_mib=400, processes=8, count=2)
+LIMITS = WorkerSection(timeout_seconds=3, cpu_seconds=3, memory_mib=400, processes=8, count=2)
 FIBONACCI = (
     "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n"
 )
