@@ -83,10 +83,10 @@ class Generator:
         Raises:
             ValueError: as `generate`.
         """
-        self._check([request.prompt for request in requests])
+        self._check([request.tokens for request in requests])
         rows = Rows(requests, options.end_ids, self.positions, batch)
         places = min(
-            self.positions, max(len(request.prompt) + request.max_new_tokens for request in requests)
+            self.positions, max(len(request.tokens) + request.max_new_tokens for request in requests)
         )
         with (
             self.world.active(),
@@ -96,7 +96,7 @@ class Generator:
                 first = len(rows)
                 admitted = rows.admit(max(1, batch // BEGIN_TOGETHER), MOST_PROMPT_TOKENS)
                 if admitted:
-                    prompts = [requests[number].prompt for number in admitted]
+                    prompts = [requests[number].tokens for number in admitted]
                     hidden, places_B = self._begin(prompts, caches, first)
                 else:
                     first = 0
@@ -178,8 +178,8 @@ class Generator:
         rows: Rows,
         first: int,
     ) -> tuple[list[int], list[float]]:
-        """The next tokens of rows from `first` on and their log-probabilities, chosen by one rank and the same
-        on all.
+        """The next tokens of rows from `first` on and their log-probabilities, chosen by one rank and the
+        same on all.
 
         Args:
             hidden: [1, B, H] on the last stage.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 class Request:
     """A text that is to go on."""
 
-    prompt: Sequence[int]
+    tokens: Sequence[int]
+    """Of the prompt."""
     seed: int
     """Its own: what it draws depends on it and on the model alone, and not on other texts."""
     max_new_tokens: int
@@ -40,7 +41,7 @@ class Rows:
     ) -> None:
         self.texts = [Text() for _ in requests]
         self._requests, self._end_ids, self._batch = requests, end_ids, batch
-        self._room = [min(one.max_new_tokens, positions - len(one.prompt)) for one in requests]
+        self._room = [min(one.max_new_tokens, positions - len(one.tokens)) for one in requests]
         self._waiting = list(range(len(requests)))[::-1]
         self._open: list[int] = []
         """Of each row its request."""
@@ -64,7 +65,7 @@ class Rows:
         admitted: list[int] = []
         longest = 0
         while self._waiting and len(admitted) < room:
-            longest = max(longest, len(self._requests[self._waiting[-1]].prompt))
+            longest = max(longest, len(self._requests[self._waiting[-1]].tokens))
             if admitted and longest * (len(admitted) + 1) > most_tokens:
                 break
             admitted.append(self._waiting.pop())
@@ -85,7 +86,7 @@ class Rows:
     def last_positions(self) -> list[int]:
         """Of those tokens."""
         return [
-            len(self._requests[request].prompt) + len(self.texts[request].tokens) - 1
+            len(self._requests[request].tokens) + len(self.texts[request].tokens) - 1
             for request in self._open
         ]
 
@@ -95,8 +96,8 @@ class Rows:
         """The next token of each row from `first` on.
 
         Returns:
-            Of each request its new token, None of those that got none; and the rows that have to move now, and
-            where to.
+            Of each request its new token, None of those that got none; and the rows that have to move now,
+            and where to.
         """
         added: list[int | None] = [None] * len(self.texts)
         ended: set[int] = set()

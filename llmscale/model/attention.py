@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llmscale.model.cache import KeyValueCache, NextTokens
+from llmscale.model.cache import Beginnings, KeyValueCache, NextTokens
 from llmscale.model.documents import Documents
 from llmscale.model.linear import ColumnParallelLinear, RowParallelLinear, no_initialization
 
@@ -95,7 +95,7 @@ class SelfAttention(MegatronModule):
         if self.cache is not None and isinstance(coming, NextTokens):
             return self.linear_proj(self.cache.attend(query, key, value, coming))
         prefix = None if self.prefix is None else self.prefix()
-        if self.cache is not None and coming is not None:
+        if self.cache is not None and isinstance(coming, Beginnings):
             self.cache.begin(key, value, prefix, coming)
         if self.config.recompute_granularity == "selective" and self.training:
             attended = checkpoint(
