@@ -19,6 +19,7 @@ from llmscale.checkpoint.tuned import tuning_problems
 from llmscale.config.rlhf_roles import role_config
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
+from llmscale.data.chat.encode import chat_encoder
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.engine import fingerprint
 from llmscale.engine.ask import Tell, ask
@@ -36,6 +37,8 @@ from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
 from llmscale.rlhf.experience import Experience, Floats
 from llmscale.rlhf.group import speaks
+from llmscale.rlhf.rollout.engine import Request, Written
+from llmscale.rlhf.rollout.native import NativeRollout
 from llmscale.rlhf.rows import Packed, pack
 from llmscale.run.prepare_model import Preparation, find_start
 from llmscale.run.references import held_reference
@@ -151,9 +154,17 @@ class Actor(Trained):
     """The policy."""
 
     def __init__(self, config: Config, environment: RankEnvironment) -> None:
-        rollout = config.rlhf.rollout
+        tokenizer, rollout = config.tokenizer.path, config.rlhf.rollout
+        assert tokenizer is not None
         self.policy = Policy(config.rlhf, rollout.temperature, rollout.importance_cap, rollout.max_new_tokens)
         super().__init__(config, environment, self.policy)
+        stops = chat_encoder(config, tokenizer, config.train.sequence_length).stops
+        self.writer = NativeRollout(self.engine, frozenset(stops))
+
+    def generate(self, requests: Sequence[Request]) -> list[Written] | None:
+        """An answer to each."""
+        written = self.writer.generate(requests, self.config.rlhf.rollout)
+        return written if self.speaks else None
 
     def log_probabilities(self, experiences: Sequence[Experience]) -> list[Floats] | None:
         """[T] of each."""
