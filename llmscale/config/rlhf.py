@@ -126,7 +126,7 @@ OF_ALGORITHM: dict[str, tuple[str, ...]] = {
 WITHOUT_KL = ("raft", "best_of_n")
 """Algorithms that have no reference, and so read nothing of `rlhf.kl`."""
 
-GROUPED = ("grpo", "rloo")
+GROUPED = ("grpo", "rloo", "raft", "best_of_n")
 """Algorithms that compare the answers to one prompt whatever their options are."""
 
 
@@ -166,7 +166,7 @@ class RlhfSection(Section):
 
     @property
     def compares_groups(self) -> bool:
-        """Advantages are differences from other answers to the same prompt."""
+        """What an answer is worth depends on the other answers to the same prompt."""
         return self.algorithm in GROUPED or self.update.baseline == "group"
 
     @property

@@ -53,6 +53,10 @@ def bounds_leave_room(config: Config) -> Iterator[Problem]:
     if update.dual_clip is not None and update.dual_clip <= highest:
         message = f"must be above 1 + clip_high = {highest:g}: below it everything would be clipped"
         yield Problem("rlhf.update.dual_clip", update.dual_clip, message)
+    buffer, longest = config.rlhf.overlong.buffer, config.rlhf.rollout.max_new_tokens
+    if buffer > longest:
+        message = f"is more than the longest answer, rlhf.rollout.max_new_tokens = {longest}"
+        yield Problem("rlhf.overlong.buffer", buffer, message)
 
 
 RULES = (keys_of_algorithm, divergence_has_a_gradient, bounds_leave_room)

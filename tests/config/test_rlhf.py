@@ -26,6 +26,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"kl": {"horizon": 5}}, "kl.horizon", "rlhf.kl.target"),
     ({"update": {"dual_clip": 1.1}}, "update.dual_clip", "above 1 + clip_high = 1.2"),
     ({"update": {"dual_clip": 1.25, "clip_high": 0.3}}, "update.dual_clip", "above 1 + clip_high = 1.3"),
+    ({"overlong": {"buffer": 65}, "rollout": {"max_new_tokens": 64}}, "overlong.buffer", "longest answer"),
 ]
 GOOD: list[Any] = [
     *OF_ALGORITHM,
