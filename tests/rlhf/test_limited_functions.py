@@ -187,26 +187,34 @@ def test_a_module_that_hangs_when_it_is_imported(tmp_path: Path, monkeypatch: py
         process.start()
 
 
-def test_a_worker_ends_when_nobody_is_left_to_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_calling", [True, False])
+def test_a_worker_ends_when_nobody_is_left_to_answer(is_calling: bool) -> None:
     script = textwrap.dedent("""
         import os, threading, time
         from llmscale.config.rlhf_rewards import WorkerSection
         from llmscale.rlhf.rewards.limited import LimitedProcess
         process = LimitedProcess("tests.rlhf.hostile_functions:obedient", "reward", WorkerSection())
         process.start()
-        print(process._process.pid, flush=True)
-        threading.Thread(target=lambda: process.call(HANG), daemon=True).start()
+        if CALLING:
+            threading.Thread(target=lambda: process.call(HANG), daemon=True).start()
+            time.sleep(0.5)
+        print(process._process.pid, process._folder, flush=True)
         time.sleep(1000)
-    """).replace("HANG", repr({"prompts": ["q"], "completions": ["hang"]}))
+    """)
+    hang = {"prompts": ["q"], "completions": ["hang"]}
+    script = script.replace("CALLING", str(is_calling)).replace("HANG", repr(hang))
     owner = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ}
     )
     assert owner.stdout is not None
-    worker = psutil.Process(int(owner.stdout.readline()))
+    pid, folder = owner.stdout.readline().split()
+    worker = psutil.Process(int(pid))
     assert worker.is_running()
+    assert Path(folder).is_dir()
     owner.kill()
     owner.wait()
     worker.wait(10)
+    assert not Path(folder).exists()
 
 
 def test_where_the_kernel_limits_a_users_tasks_a_worker_has_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 # By name: what a program leaves in the module `json` is no answer of this one.
 from json import dumps, loads
+from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -30,7 +32,8 @@ def main() -> None:
     """The first line says what to import and what may be used; each later one is a call."""
     orders, answers = _own_pipes()
     setup = loads(orders.readline())
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    folder = Path.cwd()
+    threading.Thread(target=_end_with, args=(os.getppid(), folder), daemon=True).start()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans stay in sight of who counts and kills
     sys.path[:] = setup["path"]
     limits = setup["limits"]
@@ -49,6 +52,7 @@ def main() -> None:
         except BaseException as error:
             answer = {"error": brief(error), "broken": isinstance(error, MemoryError)}
         _tell(answers, answer)
+    _end(folder)
 
 
 class Unsuitable(Exception):
@@ -191,8 +195,14 @@ def _allow_cpu(seconds: int) -> None:
     )
 
 
-def _end_with(parent: int) -> None:
-    """Nobody is left to read the answer: end, with all that was started."""
+def _end_with(parent: int, folder: Path) -> None:
+    """In the middle of a call, too."""
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
+    _end(folder)
+
+
+def _end(folder: Path) -> None:
+    """Nobody is left who orders or reads: end, with all that was started, and with its folder."""
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
