@@ -72,11 +72,12 @@ def what_it_needs(config: Config) -> Iterator[Problem]:
     if config.task != "rlhf":
         return
     if config.train.init_from is None:
-        message = (
-            "is needed: answers get better that a model writes already; name a run of sft, or another"
-        )
+        message = "is needed: answers get better that a model writes already; name a run of sft, or another"
         yield Problem("train.init_from", None, message)
     yield from reward_problems(config.rlhf.rewards)
+    if "reward" in needed_roles(config) and config.rlhf.roles.reward.init_from is None:
+        message = "is needed for rewards of kind model: name a run of task=reward, or a folder of one"
+        yield Problem("rlhf.roles.reward.init_from", None, message)
     layout = config.parallel
     if layout.tensor * layout.pipeline > 1:
         message = "is of rlhf.roles.ROLE.parallel here, since each model has its own; leave this one out"

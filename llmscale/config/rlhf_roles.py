@@ -1,6 +1,7 @@
 """The config of each model of a run of reinforcement learning, as if it were a run of its own."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from llmscale.config.rlhf_pools import PoolSection, Role
 from llmscale.config.schema import Config, ParallelSection, RunSection, ZeroSection
@@ -50,7 +51,7 @@ def role_config(config: Config, role: Role) -> Config:
     train = config.train.model_copy(
         update={
             "micro_batch_size": section.micro_batch_size or config.train.micro_batch_size,
-            "init_from": section.init_from or config.train.init_from,
+            "init_from": section.init_from or _start_of(config, role),
             "steps": config.train.steps * updates_of_a_step(config),
             "stop_at": None,
         }
@@ -70,3 +71,11 @@ def role_config(config: Config, role: Role) -> Config:
             "run": config.run if role == "actor" else RunSection(root=config.run_folder, name=role),
         }
     )
+
+
+def _start_of(config: Config, role: Role) -> Path | None:
+    """A critic knows best from the start what a reward model knows."""
+    reward = config.rlhf.roles.reward.init_from
+    if role == "critic" and reward is not None and "reward" in needed_roles(config):
+        return reward
+    return config.train.init_from

@@ -100,6 +100,15 @@ def check_base(config: Config) -> list[Problem]:
     return []
 
 
+def scores_texts(source: Path) -> bool:
+    """What lies there has a head in place of an output layer.
+
+    Raises:
+        CheckpointError, InputError: nothing is there that can be read.
+    """
+    return _origin(source, {}).has_head
+
+
 def _origin(source: Path, before: Mapping[Path, Config]) -> Origin:
     if source.absolute() in before:
         return _planned_origin(source, before[source.absolute()])

@@ -1,5 +1,5 @@
-"""A run of reinforcement learning from its start to its end: pools are placed, models opened and restored, steps
-made, told and committed."""
+"""A run of reinforcement learning from its start to its end: pools are placed, models opened and restored,
+steps made, told and committed."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ from llmscale.rlhf.controller import Controller, Models, Outcome, State
 from llmscale.rlhf.group import Group
 from llmscale.rlhf.placement import asks_of, shortage
 from llmscale.rlhf.pool import Pool
-from llmscale.rlhf.rewards.reward import Means
+from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.transaction import Transaction, commit, kept_steps, manifest_hash, newest
 from llmscale.runtime import stop_signal
@@ -39,6 +39,7 @@ OPENERS: dict[Role, str] = {
     "actor": "llmscale.run.rlhf_roles:open_actor",
     "critic": "llmscale.run.rlhf_roles:open_critic",
     "reference": "llmscale.run.rlhf_roles:open_reference",
+    "reward": "llmscale.run.rlhf_roles:open_reward",
 }
 LEARNING: tuple[Role, ...] = ("actor", "critic")
 
@@ -100,8 +101,16 @@ def _driver(config: Config, groups: Mapping[Role, Group]) -> Iterator["Driver"]:
     chat = chat_encoder(config, tokenizer, config.train.sequence_length)
     longest = config.train.sequence_length - config.rlhf.rollout.max_new_tokens
     reader = PromptReader(chat, longest)
-    with Rewards(config.rlhf.rewards, Means(folder=config.run_folder / "rewards")) as rewards:
+    means = Means(_scores_of(groups.get("reward")), config.run_folder / "rewards")
+    with Rewards(config.rlhf.rewards, means) as rewards:
         yield Driver(config, groups, reader, rewards, _decoder(tokenizer, chat))
+
+
+def _scores_of(group: Group | None) -> ModelScores | None:
+    """What the reward model gives to whole texts."""
+    if group is None:
+        return None
+    return lambda texts: group.submit("scores", list(texts), costs=[len(text) for text in texts]).results()
 
 
 def _decoder(tokenizer: Path, chat: ChatEncoder) -> Callable[[Sequence[int]], str]:

@@ -40,8 +40,11 @@ from llmscale.rlhf.group import speaks
 from llmscale.rlhf.rollout.engine import Request, Written
 from llmscale.rlhf.rollout.native import NativeRollout
 from llmscale.rlhf.rows import Packed, pack
+from llmscale.run.beginnings import scores_texts
 from llmscale.run.prepare_model import Preparation, find_start
 from llmscale.run.references import held_reference
+from llmscale.run.reward_model import load_reward_model
+from llmscale.run.target import find_target
 from llmscale.run.training import description_of
 from llmscale.runtime.hooks import numbers_of
 
@@ -109,17 +112,16 @@ class Trained(_OnRank):
         return None
 
     def _begin(self) -> None:
+        """From `init_from`: a head, too, if one is wanted and there."""
         source = self.config.train.init_from
         if source is None or self.preparation.base is not None:
             return
         start = self.preparation.start
-        begin_from(
-            source if start is None else start.path,
-            self.engine.weight_pieces(),
-            self.agreement,
-            vocabulary_tensors(self.config.model),
-            not_begun_from(self.config.model, self.config.outputs),
-        )
+        place = source if start is None else start.path
+        model, outputs = self.config.model, self.config.outputs
+        has_head = self.agreement.decide(None, lambda _: outputs is not None and scores_texts(place))
+        without = () if has_head else not_begun_from(model, outputs)
+        begin_from(place, self.engine.weight_pieces(), self.agreement, vocabulary_tensors(model), without)
         self.engine.after_load({"step": 0, "optimizer_steps": 0})
 
     def save(self, step: int, progress: Mapping[str, JsonValue], kept: Sequence[int]) -> str:
@@ -220,6 +222,37 @@ class FrozenReference(_OnRank):
         return packed.of_experiences(told) if self.speaks else None
 
 
+class Rewarding:
+    """A reward model, whose head tells what whole texts are worth."""
+
+    def __init__(self, config: Config, environment: RankEnvironment) -> None:
+        section = config.rlhf.roles.reward
+        target = find_target(
+            str(section.init_from),
+            config.run.root,
+            config.tokenizer.path,
+            section.parallel.tensor,
+            section.parallel.pipeline,
+            scores=True,
+        )
+        use_threads(config.cluster.threads, environment.local_world_size)
+        self.scorer = load_reward_model(target, environment)
+        self.batch = config.rlhf.rollout.batch
+        world = self.scorer.world
+        self.speaks = speaks(world.layout, world.rank)
+
+    def described(self) -> dict[str, JsonValue]:
+        world = self.scorer.world
+        return {"layout": dict(world.layout.describe()), "device": str(world.device)}
+
+    def scores(self, texts: Sequence[Sequence[int]]) -> list[float] | None:
+        """Of each text, at its last token."""
+        found: list[float] = []
+        for start in range(0, len(texts), self.batch):
+            found += self.scorer.scores(texts[start : start + self.batch]).tolist()
+        return found if self.speaks else None
+
+
 def open_actor(environment: RankEnvironment, config: dict[str, Any]) -> Actor:
     return Actor(role_config(Config.model_validate(config), "actor"), environment)
 
@@ -230,3 +263,7 @@ def open_critic(environment: RankEnvironment, config: dict[str, Any]) -> Critic:
 
 def open_reference(environment: RankEnvironment, config: dict[str, Any]) -> FrozenReference:
     return FrozenReference(role_config(Config.model_validate(config), "reference"), environment)
+
+
+def open_reward(environment: RankEnvironment, config: dict[str, Any]) -> Rewarding:
+    return Rewarding(role_config(Config.model_validate(config), "reward"), environment)
