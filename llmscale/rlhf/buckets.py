@@ -90,73 +90,63 @@ def dealt(shapes: Shapes, dtype: torch.dtype, most_bytes: int) -> list[list[str]
     return found
 
 
-class Arrivals:
-    """Takes the buckets of one version, and gives their tensors when all are there.
+@dataclass(frozen=True)
+class Arrived:
+    """All tensors of a version."""
+
+    tensors: dict[str, Tensor]
+    buckets: tuple[tuple[tuple[str, ...], str], ...]
+    """Names and hash of each."""
+    dtype: str
+
+    def check(self, held: Mapping[str, Tensor]) -> None:
+        """Compare all that a model holds now with what was sent.
+
+        Raises:
+            SyncFailed: something is not the same.
+        """
+        for names, digest in self.buckets:
+            arrays = [(name, array_of(held[name].detach().cpu())) for name in names]
+            if digest_of(arrays, self.dtype) != digest:
+                raise SyncFailed(f"the model does not hold what was sent: {_some(names)}")
+
+
+def arrived(buckets: Iterable[Bucket], shapes: Shapes, version: int) -> Arrived:
+    """Take in all buckets of a version, in their order.
 
     Args:
         shapes: what has to come.
-        version: which.
-    """
-
-    def __init__(self, shapes: Shapes, version: int) -> None:
-        self._shapes, self._version = shapes, version
-        self._tensors: dict[str, Tensor] = {}
-        self._digests: list[str] = []
-        self._count: int | None = None
-
-    def take(self, bucket: Bucket) -> None:
-        """
-        Raises:
-            SyncFailed: it is not the next of this version, or not what was sent.
-        """
-        if bucket.version != self._version:
-            raise SyncFailed(f"weights of version {bucket.version} came in the middle of {self._version}")
-        if bucket.number != len(self._digests) or bucket.count != (self._count or bucket.count):
-            message = f"bucket {bucket.number} of {bucket.count} came where {len(self._digests)} was next"
-            raise SyncFailed(message)
-        if digest_of(bucket.tensors, bucket.dtype) != bucket.digest:
-            raise SyncFailed(f"bucket {bucket.number} has other values than were sent")
-        for name, array in bucket.tensors:
-            self._check(name, tuple(array.shape))
-            self._tensors[name] = tensor_of(array, bucket.dtype)
-        self._count = bucket.count
-        self._digests.append(bucket.digest)
-
-    def whole(self) -> tuple[dict[str, Tensor], str]:
-        """All tensors by name, and the hash of them all.
-
-        Raises:
-            SyncFailed: some are missing.
-        """
-        missing = [name for name in self._shapes if name not in self._tensors]
-        if missing or len(self._digests) != self._count:
-            raise SyncFailed(f"{len(missing)} tensors are missing: {_some(missing)}")
-        return self._tensors, digest_of_all(self._digests)
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        if name not in self._shapes:
-            raise SyncFailed(f"{name} is no tensor of this model")
-        if name in self._tensors:
-            raise SyncFailed(f"{name} came twice")
-        if shape != self._shapes[name]:
-            raise SyncFailed(f"{name} has the shape {shape} where {self._shapes[name]} is needed")
-
-
-def digest_of_all(digests: Iterable[str]) -> str:
-    """Of all buckets of a version together."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def arrived(buckets: Iterable[Bucket], shapes: Shapes, version: int) -> tuple[dict[str, Tensor], str]:
-    """All tensors of a version by name, and the hash of them all.
 
     Raises:
         SyncFailed: some are missing, or not what was sent.
     """
-    arrivals = Arrivals(shapes, version)
+    tensors: dict[str, Tensor] = {}
+    taken: list[Bucket] = []
     for bucket in buckets:
-        arrivals.take(bucket)
-    return arrivals.whole()
+        if bucket.version != version:
+            raise SyncFailed(f"weights of version {bucket.version} came in the middle of {version}")
+        if bucket.number != len(taken):
+            raise SyncFailed(f"bucket {bucket.number} of {bucket.count} came where {len(taken)} was next")
+        if digest_of(bucket.tensors, bucket.dtype) != bucket.digest:
+            raise SyncFailed(f"bucket {bucket.number} has other values than were sent")
+        for name, array in bucket.tensors:
+            _check(name, tuple(array.shape), shapes, tensors)
+            tensors[name] = tensor_of(array, bucket.dtype)
+        taken.append(bucket)
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise SyncFailed(f"{len(missing)} tensors have not come: {_some(missing)}")
+    lots = tuple((tuple(name for name, _ in bucket.tensors), bucket.digest) for bucket in taken)
+    return Arrived(tensors, lots, taken[0].dtype)
+
+
+def _check(name: str, shape: tuple[int, ...], shapes: Shapes, tensors: Mapping[str, Tensor]) -> None:
+    if name not in shapes:
+        raise SyncFailed(f"{name} is no tensor of this model")
+    if name in tensors:
+        raise SyncFailed(f"{name} came twice")
+    if shape != tuple(shapes[name]):
+        raise SyncFailed(f"{name} has the shape {shape} where {tuple(shapes[name])} is needed")
 
 
 def _some(names: Sequence[str]) -> str:
