@@ -38,10 +38,6 @@ class Experience:
         """The same with more known of its tokens."""
         return replace(self, signals={**self.signals, **signals})
 
-    def without_lesson(self) -> "Experience":
-        """The same, of which nothing is learned."""
-        return replace(self, learned_T=np.zeros_like(self.learned_T))
-
     @property
     def answer_length(self) -> int:
         return int(self.learned_T.sum())

@@ -4,7 +4,7 @@ Shapes: N experiences, S tokens of the longest.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from llmscale.config.rlhf import RlhfSection
 from llmscale.objectives.rl.advantages.rewarded import Rewarded
 from llmscale.objectives.rl.advantages.table import estimate_advantages
 from llmscale.objectives.rl.kl import ESTIMATORS
+from llmscale.objectives.rl.overlong import overlong_reward, without_truncated
 from llmscale.objectives.rl.signals import ADVANTAGES, OLD, REFERENCE, RETURNS, VALUES
 from llmscale.objectives.rl.token_rewards import token_rewards
 from llmscale.rlhf.experience import Experience
@@ -31,43 +32,44 @@ class Lesson:
 def lesson(experiences: Sequence[Experience], options: RlhfSection, kl_coefficient: float) -> Lesson:
     """Advantages, and returns for a critic, of the whole batch.
 
+    Answers without a reward take no part. Those that were cut off do, even where they are not learned from.
+
     Args:
         experiences: with log-probabilities of actor and reference, and values, as the options need them.
         kl_coefficient: weight of the divergence now.
     """
-    learned_NS = _table([one.learned_T & _teaches(one, options) for one in experiences], torch.bool)
-    rewards = [0.0 if one.reward is None else one.reward for one in experiences]
-    score_N = torch.tensor(rewards, dtype=torch.float64)
+    has_reward = [one.reward is not None for one in experiences]
+    learned_NS = _table([one.learned_T & has for one, has in zip(experiences, has_reward)], torch.bool)
     penalty_NS, divergence = None, None
     if all(REFERENCE in one.signals and OLD in one.signals for one in experiences):
         gap_NS = _signal(experiences, OLD) - _signal(experiences, REFERENCE)
-        divergence = float(torch.where(learned_NS, gap_NS, 0.0).sum() / max(1, len(experiences)))
+        divergence = float(torch.where(learned_NS, gap_NS, 0.0).sum() / max(1, sum(has_reward)))
         if options.kl.penalty == "reward":
             penalty_NS = kl_coefficient * ESTIMATORS[options.kl.estimator_or_default](gap_NS)
     rewarded = Rewarded(
-        token_rewards(score_N, learned_NS, penalty_NS),
+        token_rewards(_scores(experiences, options), learned_NS, penalty_NS),
         learned_NS,
         torch.tensor([one.prompt for one in experiences]),
         _signal(experiences, VALUES) if options.has_critic else None,
     )
     found = estimate_advantages(rewarded, options)
+    finished_N = torch.tensor([one.finished for one in experiences])
+    counted_NS = without_truncated(learned_NS, finished_N, options.overlong)
+    tables = {ADVANTAGES: found.advantages_NS, RETURNS: found.returns_NS}
     taught = [
-        one.knowing(
-            **_of(place, len(one.tokens_T), {ADVANTAGES: found.advantages_NS, RETURNS: found.returns_NS})
+        replace(one, learned_T=counted_NS[place, : len(one.tokens_T)].numpy()).knowing(
+            **_of(place, len(one.tokens_T), tables)
         )
         for place, one in enumerate(experiences)
     ]
-    counted = [_counting(one, options) for one in taught]
-    return Lesson(counted, divergence)
+    return Lesson(taught, divergence)
 
 
-def _teaches(experience: Experience, options: RlhfSection) -> bool:
-    return experience.reward is not None and (experience.finished or options.overlong.learn_truncated)
-
-
-def _counting(experience: Experience, options: RlhfSection) -> Experience:
-    """One that teaches nothing stays in the batch and counts nowhere: replicas have as much to do."""
-    return experience if _teaches(experience, options) else experience.without_lesson()
+def _scores(experiences: Sequence[Experience], options: RlhfSection) -> Tensor:
+    """Rewards with what too long an answer costs, float64 [N]; 0 where there is none."""
+    score_N = torch.tensor([one.reward or 0.0 for one in experiences], dtype=torch.float64)
+    lengths_N = torch.tensor([one.answer_length for one in experiences])
+    return score_N + overlong_reward(lengths_N, options.rollout.max_new_tokens, options.overlong)
 
 
 def _signal(experiences: Sequence[Experience], name: str) -> Tensor:

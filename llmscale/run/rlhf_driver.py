@@ -16,10 +16,9 @@ from llmscale.config.rlhf_pools import Role
 from llmscale.config.rlhf_roles import needed_roles, pool_of, pools_of, role_config
 from llmscale.config.schema import Config
 from llmscale.control.exit_codes import EXIT_SAVED
-from llmscale.data.chat.encode import ChatEncoder, chat_encoder
+from llmscale.data.chat.encode import chat_encoder
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.prompts import PromptReader, open_prompts
-from llmscale.data.tokenizer import open_encoder
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.plan.parameters import model_parameters
@@ -103,7 +102,7 @@ def _driver(config: Config, groups: Mapping[Role, Group]) -> Iterator["Driver"]:
     reader = PromptReader(chat, longest)
     means = Means(_scores_of(groups.get("reward")), config.run_folder / "rewards")
     with Rewards(config.rlhf.rewards, means) as rewards:
-        yield Driver(config, groups, reader, rewards, _decoder(tokenizer, chat))
+        yield Driver(config, groups, reader, rewards, chat.said)
 
 
 def _scores_of(group: Group | None) -> ModelScores | None:
@@ -111,11 +110,6 @@ def _scores_of(group: Group | None) -> ModelScores | None:
     if group is None:
         return None
     return lambda texts: group.submit("scores", list(texts), costs=[len(text) for text in texts]).results()
-
-
-def _decoder(tokenizer: Path, chat: ChatEncoder) -> Callable[[Sequence[int]], str]:
-    encoder = open_encoder(tokenizer)
-    return lambda tokens: encoder.decode([token for token in tokens if token not in chat.stops])
 
 
 @dataclass
