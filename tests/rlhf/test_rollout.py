@@ -35,14 +35,15 @@ def by_both(_rank: int, family: str) -> list[tuple[list[Written], list[Written]]
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_transformers_writes_what_the_actor_writes(family: str) -> None:
     ends: set[bool] = set()
+    tokens: set[int] = set()
     for ours, theirs in run_ranks(1, by_both, family)[0]:
         assert texts(ours) == texts(theirs)
         assert [one.finished for one in ours] == [one.finished for one in theirs]
         for one, other in zip(ours, theirs):
             assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-4)
-        assert len({token for text in texts(ours) for token in text}) > 20
+        tokens |= {token for text in texts(ours) for token in text}
         ends |= {one.finished for one in ours}
-    assert len(ends) == 2, "some should end by themselves, and others not"
+    assert len(tokens) > 50 and len(ends) == 2, "texts should wander, and only some end by themselves"
 
 
 def in_batches(_rank: int) -> tuple[list[list[list[int]]], list[list[int]]]:
