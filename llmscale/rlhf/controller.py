@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
+from llmscale.config.rlhf_pools import RolloutSection
 from llmscale.config.schema import Config
 from llmscale.data.prompts import Prompt, Prompts
 from llmscale.objectives.rl.adaptive_kl import KlCoefficient
@@ -22,6 +23,7 @@ from llmscale.objectives.rl.signals import OLD, REFERENCE, ROLLOUT, VALUES
 from llmscale.parallel.rng import derived_seed
 from llmscale.rlhf.experience import Experience
 from llmscale.rlhf.group import Group
+from llmscale.rlhf.handover import hand_over
 from llmscale.rlhf.learning import lesson, minibatches
 from llmscale.rlhf.rewards.reward import Sample
 from llmscale.rlhf.rewards.weighted import Rewards
@@ -109,14 +111,16 @@ class Controller:
             else KlCoefficient.first(self.options.kl)
         )
         self.phases: Figures = {}
+        self._handed_over: int | None = None
+        """Step of the weights that the writers have."""
 
     def step(self) -> Outcome:
         """The next step; the state is that after it."""
         self.phases = {}
         asked = self.prompts.at(self.state.prompts, self.options.rollout.prompts)
         with self._phase("rollout"):
-            experiences = self._answers(asked)
-        texts = [self.decode(one.tokens_T[one.learned_T].tolist()) for one in experiences]
+            experiences = self._answers(asked, self.state.prompts, self.options.rollout)
+        texts = self._texts(experiences)
         with self._phase("rewards"):
             experiences = self._rewarded(asked, experiences, texts)
         with self._phase("knowing"):
@@ -139,21 +143,45 @@ class Controller:
             asked,
         )
 
-    def _answers(self, asked: Sequence[Prompt]) -> list[Experience]:
-        rollout = self.options.rollout
+    def validate(self, prompts: Sequence[Prompt]) -> Outcome:
+        """One answer to each of these, from which nothing is learned."""
+        options = self.options.rollout.model_copy(
+            update={"temperature": self.options.validation.temperature, "answers": 1}
+        )
+        experiences = self._answers(prompts, 0, options)
+        texts = self._texts(experiences)
+        experiences = self._rewarded(prompts, experiences, texts)
+        return Outcome(self._told(experiences, None), experiences, texts, list(prompts))
+
+    def _texts(self, experiences: Sequence[Experience]) -> list[str]:
+        return [self.decode(one.tokens_T[one.learned_T].tolist()) for one in experiences]
+
+    def _answers(self, asked: Sequence[Prompt], first: int, options: RolloutSection) -> list[Experience]:
+        """
+        Args:
+            first: number of the first prompt, of which draws depend.
+        """
         requests: list[Request] = []
-        for number, prompt in enumerate(asked, self.state.prompts):
-            for place in range(rollout.answers):
+        for number, prompt in enumerate(asked, first):
+            for place in range(options.answers):
                 seed = derived_seed(self.config.train.seed, "answer", number, place)
-                requests.append(Request(prompt.tokens, seed, rollout.max_new_tokens))
-        writer = self.models.writer or self.models.actor
-        written: list[Written] = writer.submit("generate", requests).results(self.seconds)
+                requests.append(Request(prompt.tokens, seed, options.max_new_tokens))
+        writer = self._writer()
+        written: list[Written] = writer.submit("generate", requests, options).results(self.seconds)
         return [
-            self._experience(
-                request, answer, self.state.prompts + turn // rollout.answers, turn % rollout.answers
-            )
+            self._experience(request, answer, turn // options.answers, turn % options.answers)
             for turn, (request, answer) in enumerate(zip(requests, written, strict=True))
         ]
+
+    def _writer(self) -> Group:
+        """The models that write, with the weights of now."""
+        models = self.models
+        if models.writer is None:
+            return models.actor
+        if self._handed_over != self.state.step:
+            hand_over(models.actor, models.writer, self.seconds)
+            self._handed_over = self.state.step
+        return models.writer
 
     def _experience(self, request: Request, answer: Written, prompt: int, place: int) -> Experience:
         before = len(request.tokens)
@@ -167,7 +195,7 @@ class Controller:
     ) -> list[Experience]:
         samples: list[Sample] = []
         for experience, text in zip(experiences, texts, strict=True):
-            prompt = asked[experience.prompt - self.state.prompts]
+            prompt = asked[experience.prompt]
             samples.append(
                 Sample(
                     prompt.said,

@@ -20,7 +20,7 @@ class Experience:
     learned_T: NDArray[np.bool_]
     """The policy wrote it: neither the prompt nor what an environment said."""
     prompt: int
-    """Number of the prompt in the order of training: answers with the same one are compared."""
+    """Place of the prompt among those of its batch: answers with the same one are compared."""
     place: int
     """Which answer to it."""
     version: int

@@ -81,10 +81,12 @@ def run_coordinator(config: Config, folder: Path, host: str, port: int, written_
 def policy_of(config: Config) -> Policy:
     """What the coordinator may do with this run."""
     cluster = config.cluster
+    # Of reinforcement learning the agent has the driver only; the others are workers on a Ray.
+    drives = config.task == "rlhf"
     return Policy(
-        nodes=cluster.nodes,
-        usable=usable_nodes(config),
-        processes=cluster.processes_per_node,
+        nodes=1 if drives else cluster.nodes,
+        usable=frozenset((1,)) if drives else usable_nodes(config),
+        processes=1 if drives else cluster.processes_per_node,
         max_restarts=cluster.max_restarts,
         watchdog=cluster.watchdog,
         stages=config.parallel.pipeline,

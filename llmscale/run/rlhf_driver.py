@@ -18,7 +18,7 @@ from llmscale.config.schema import Config
 from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.data.chat.encode import chat_encoder
 from llmscale.data.checks import resolved_vocabulary_size
-from llmscale.data.prompts import PromptReader, open_prompts
+from llmscale.data.prompts import Prompt, PromptReader, open_prompts
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.plan.parameters import model_parameters
@@ -31,7 +31,7 @@ from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.transaction import Transaction, commit, kept_steps, manifest_hash, newest
 from llmscale.runtime import stop_signal
-from llmscale.runtime.hooks import Hooks, RunStart, SaveRecord, StepRecord
+from llmscale.runtime.hooks import Hooks, RunStart, Sample, SaveRecord, StepRecord, ValidationRecord
 from llmscale.runtime.standard_hooks import standard_hooks
 
 OPENERS: dict[Role, str] = {
@@ -39,7 +39,10 @@ OPENERS: dict[Role, str] = {
     "critic": "llmscale.run.rlhf_roles:open_critic",
     "reference": "llmscale.run.rlhf_roles:open_reference",
     "reward": "llmscale.run.rlhf_roles:open_reward",
+    "rollout": "llmscale.run.rlhf_roles:open_rollout",
 }
+SHOWN = 4
+"""Samples of a validation that are kept."""
 LEARNING: tuple[Role, ...] = ("actor", "critic")
 
 
@@ -77,14 +80,12 @@ def _groups(config: Config) -> Iterator[dict[Role, Group]]:
         calls = [
             pools[pool_of(config, role)].open(role, OPENERS[role], {"config": resolved})
             for role in needed_roles(config)
-            if role in OPENERS
         ]
         for call in calls:
             call.results()
         yield {
             role: Group(pools[pool_of(config, role)], role, _layout(config, role))
             for role in needed_roles(config)
-            if role in OPENERS
         }
 
 
@@ -126,24 +127,56 @@ class Driver:
         """Returns whether the run is complete (False: a signal came, and the state is saved)."""
         config = self.config
         state = self._load()
-        models = Models(self.groups["actor"], self.groups.get("critic"), self.groups.get("reference"))
+        models = Models(
+            self.groups["actor"],
+            self.groups.get("critic"),
+            self.groups.get("reference"),
+            self.groups.get("rollout"),
+        )
         prompts = open_prompts(config, self.reader, "train")
         controller = Controller(config, models, prompts, self.rewards, self.decode, state)
         hooks = standard_hooks(config, config.run_folder, 0)
         hooks.on_start(self._start(state))
+        held_out = self._held_out()
+        if held_out and not state.step:
+            self._validate(controller, held_out, hooks)
         saved = state.step
         while state.step < config.train.last_step and not stop_signal.requested():
             began = time.perf_counter()
             outcome = controller.step()
             hooks.on_step(self._record(state, outcome, time.perf_counter() - began))
-            every = config.checkpoint.every
-            if every is not None and state.step % every == 0:
+            if held_out and _is_due(config.train.validate_every, state.step):
+                self._validate(controller, held_out, hooks)
+            if _is_due(config.checkpoint.every, state.step):
                 saved = self._save(state, hooks)
         if saved != state.step or not state.step:
             self._save(state, hooks)
         complete = state.step >= config.train.last_step
         hooks.on_end(state.step, not complete)
         return complete
+
+    def _held_out(self) -> list[Prompt]:
+        """Prompts that nothing is learned from."""
+        if self.config.train.validate_every is None:
+            return []
+        prompts = open_prompts(self.config, self.reader, "validation")
+        return prompts.at(0, min(len(prompts), self.config.rlhf.validation.prompts))
+
+    def _validate(self, controller: Controller, prompts: Sequence[Prompt], hooks: Hooks) -> None:
+        began = time.perf_counter()
+        hooks.on_phase("validating")
+        outcome = controller.validate(prompts)
+        samples = [Sample(str(prompt.said), text) for prompt, text in zip(prompts, outcome.texts)]
+        hooks.on_validation(
+            ValidationRecord(
+                step=controller.state.step,
+                loss=-outcome.figures["reward_mean"],
+                perplexity=None,
+                seconds=time.perf_counter() - began,
+                metrics=outcome.figures,
+                samples=samples[:SHOWN],
+            )
+        )
 
     @property
     def _learning(self) -> dict[str, Path]:
@@ -220,3 +253,7 @@ class Driver:
             mfu=None,
             extra={**figures, "memory_bytes": psutil.Process().memory_info().rss},
         )
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0

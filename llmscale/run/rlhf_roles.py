@@ -16,6 +16,7 @@ from llmscale.checkpoint.agreement import Agreement
 from llmscale.checkpoint.begin import begin_from
 from llmscale.checkpoint.checkpointer import Checkpointer
 from llmscale.checkpoint.tuned import tuning_problems
+from llmscale.config.rlhf_pools import RolloutSection
 from llmscale.config.rlhf_roles import role_config
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
@@ -24,6 +25,7 @@ from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.engine import fingerprint
 from llmscale.engine.ask import Tell, ask
 from llmscale.engine.engine import Engine
+from llmscale.model.build import DTYPES
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.off import peft_off
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
@@ -31,15 +33,19 @@ from llmscale.objectives.objective import Objective
 from llmscale.objectives.policy import Policy
 from llmscale.objectives.rl.told import token_figures, token_values
 from llmscale.objectives.value import Value
+from llmscale.parallel.device import rank_device
 from llmscale.parallel.distributed import connect, use_threads
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
+from llmscale.rlhf.buckets import Bucket, dealt
 from llmscale.rlhf.experience import Experience, Floats
 from llmscale.rlhf.group import speaks
 from llmscale.rlhf.rollout.engine import Request, Written
 from llmscale.rlhf.rollout.native import NativeRollout
+from llmscale.rlhf.rollout.transformers import TransformersRollout
 from llmscale.rlhf.rows import Packed, pack
+from llmscale.rlhf.sync import BUCKET_BYTES, buckets, weight_shapes
 from llmscale.run.beginnings import scores_texts
 from llmscale.run.prepare_model import Preparation, find_start
 from llmscale.run.references import held_reference
@@ -163,9 +169,9 @@ class Actor(Trained):
         stops = chat_encoder(config, tokenizer, config.train.sequence_length).stops
         self.writer = NativeRollout(self.engine, frozenset(stops))
 
-    def generate(self, requests: Sequence[Request]) -> list[Written] | None:
+    def generate(self, requests: Sequence[Request], options: RolloutSection) -> list[Written] | None:
         """An answer to each."""
-        written = self.writer.generate(requests, self.config.rlhf.rollout)
+        written = self.writer.generate(requests, options)
         return written if self.speaks else None
 
     def log_probabilities(self, experiences: Sequence[Experience]) -> list[Floats] | None:
@@ -185,6 +191,16 @@ class Actor(Trained):
         """As `update`, with the weight that the divergence has in the loss now."""
         self.policy.kl_coefficient = kl_coefficient
         return self.update(experiences)
+
+    def open_stream(self) -> tuple[int, int]:
+        """Begin to give the weights away as they stand; their version, and how many lots they are."""
+        self._stream = buckets(self.engine)
+        lots = dealt(weight_shapes(self.engine), self.engine.chunks[0].config.params_dtype, BUCKET_BYTES)
+        return self.engine.steps_done, len(lots)
+
+    def next_lot(self) -> Bucket | None:
+        """The next lot, on the rank that speaks for all."""
+        return next(self._stream)
 
 
 class Critic(Trained):
@@ -220,6 +236,44 @@ class FrozenReference(_OnRank):
         with self.world.active(), self.model.at_work():
             told = ask(self.model.scheduled, self.world, batches, tell)
         return packed.of_experiences(told) if self.speaks else None
+
+
+class Writing:
+    """A copy of the actor that writes answers, whole on every rank."""
+
+    def __init__(self, config: Config, environment: RankEnvironment) -> None:
+        tokenizer = config.tokenizer.path
+        assert tokenizer is not None
+        use_threads(config.cluster.threads, environment.local_world_size)
+        device = rank_device(environment.local_rank)
+        stops = chat_encoder(config, tokenizer, config.train.sequence_length).stops
+        self.engine = TransformersRollout(
+            config.model,
+            resolved_vocabulary_size(config),
+            config.model.max_positions or config.train.sequence_length,
+            DTYPES[config.train.precision],
+            device,
+            frozenset(stops),
+        )
+        self._taken: list[Bucket] = []
+
+    def described(self) -> dict[str, JsonValue]:
+        return {"layout": {}, "device": "transformers"}
+
+    def take(self, lot: Bucket) -> None:
+        self._taken.append(lot)
+
+    def load(self, version: int) -> None:
+        """Write with the lots that were taken from now on.
+
+        Raises:
+            SyncFailed: something is missing, or is not what was sent; the old weights stay in use.
+        """
+        taken, self._taken = self._taken, []
+        self.engine.load_weights(version, iter(taken))
+
+    def generate(self, requests: Sequence[Request], options: RolloutSection) -> list[Written]:
+        return self.engine.generate(requests, options)
 
 
 class Rewarding:
@@ -267,3 +321,7 @@ def open_reference(environment: RankEnvironment, config: dict[str, Any]) -> Froz
 
 def open_reward(environment: RankEnvironment, config: dict[str, Any]) -> Rewarding:
     return Rewarding(role_config(Config.model_validate(config), "reward"), environment)
+
+
+def open_rollout(environment: RankEnvironment, config: dict[str, Any]) -> Writing:
+    return Writing(role_config(Config.model_validate(config), "rollout"), environment)
