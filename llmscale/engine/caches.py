@@ -26,10 +26,9 @@ class Caches:
         self._device, self._dtype = chunk.world.device, chunk.config.params_dtype
         self._first, self._window = chunk.first_position, chunk.model_section.sliding_window
 
-    def begin(self, first_row: int, prompts: Sequence[int]) -> None:
-        """What comes are prompts, and rows from `first_row` on begin with those of the given numbers."""
-        rows_B = torch.arange(first_row, first_row + len(prompts), device=self._device)
-        self._expect(Beginnings(rows_B, torch.tensor(prompts, device=self._device)))
+    def begin(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        """What comes are prompts, and `rows` begin with those of these numbers."""
+        self._expect(Beginnings(*(torch.tensor(places, device=self._device) for places in (rows, prompts))))
 
     def step(self, positions_B: Tensor, longest: int) -> None:
         """What comes is one token for each row, at these positions; `longest` is the last of them."""

@@ -4,7 +4,7 @@ on by plain sends, one batch travelling through all of them.
 Shapes: S sequence, B rows, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed
@@ -14,9 +14,16 @@ from llmscale.model.language_model import LanguageModel
 from llmscale.parallel.layout import Coordinates
 from llmscale.parallel.world import World
 
+Forward = Callable[[LanguageModel, Tensor, Tensor], Tensor]
+"""(chunk, tokens, their positions) → what the chunk's layers make of its input."""
+
 
 def through_stages(
-    chunks: Sequence[LanguageModel], world: World, tokens_BS: Tensor, position_ids_BS: Tensor
+    chunks: Sequence[LanguageModel],
+    world: World,
+    tokens_BS: Tensor,
+    position_ids_BS: Tensor,
+    forward: Forward = LanguageModel.hidden_states,
 ) -> Tensor:
     """Through all chunks of all stages in the model's order; hidden states [S, B, H] on the last stage, and
     nothing of use elsewhere. Collective over a model replica, whose world must be active."""
@@ -33,7 +40,7 @@ def through_stages(
             )
             torch.distributed.recv(hidden, group=group, group_src=(stage - 1) % stages)
             chunk.set_input_tensor(hidden)
-        hidden = chunk.hidden_states(tokens_BS, position_ids_BS)
+        hidden = forward(chunk, tokens_BS, position_ids_BS)
         if not chunk.post_process:
             torch.distributed.send(hidden.contiguous(), group=group, group_dst=(stage + 1) % stages)
     return hidden

@@ -8,7 +8,7 @@ states on by plain sends; tensor rank 0 of the last stage chooses the tokens, an
 Shapes: S sequence, B rows, U different prompts, H hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed
@@ -19,6 +19,7 @@ from llmscale.engine.forward import telling_rank, through_stages
 from llmscale.engine.sampling import SamplingOptions, draw, uniform
 from llmscale.engine.texts import Request, Rows, Text
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.step import step
 from llmscale.parallel.world import World
 
 OnTokens = Callable[[list[int | None]], None]
@@ -26,6 +27,8 @@ OnTokens = Callable[[list[int | None]], None]
 
 MOST_PROMPT_TOKENS = 1 << 15
 """That go through the model at once."""
+FULLNESS = 0.7
+"""Part of the longest prompt that goes through the model with others which each of these has, at least."""
 BEGIN_TOGETHER = 8
 """Texts that begin behind others do so when there is room for a batch's part of so many."""
 
@@ -143,20 +146,31 @@ class Generator:
     ) -> tuple[Tensor, list[int]]:
         """New rows from `first_row` on. Prompts that are the same go through the model once: their last
         hidden states, [1, U, H], and of each row which of them is its own."""
-        different: dict[tuple[int, ...], int] = {}
-        numbers = [different.setdefault(tuple(prompt), len(different)) for prompt in prompts]
-        caches.begin(first_row, numbers)
-        return self._after(list(different)), numbers
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for row, prompt in enumerate(prompts, first_row):
+            rows_of.setdefault(tuple(prompt), []).append(row)
+        places = [0] * len(prompts)
+        hidden: list[Tensor] = []
+        different = sorted(rows_of, key=len)
+        for number, prompt in enumerate(different):
+            for row in rows_of[prompt]:
+                places[row - first_row] = number
+        for group in _of_like_length(different):
+            pairs = [(row, place) for place, prompt in enumerate(group) for row in rows_of[prompt]]
+            caches.begin(*zip(*pairs))
+            hidden.append(self._after(group))
+        return torch.cat(hidden, dim=1), places
 
     def _after(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """The hidden state of each prompt's last token, [1, U, H], on the last stage."""
+        """The hidden state of each prompt's last token, [1, U, H], on the last stage; on others something of
+        that shape."""
         longest = max(map(len, prompts))
         padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
         tokens_US = torch.tensor(padded, device=self.world.device)
         position_ids_US = torch.arange(longest, device=self.world.device).expand(len(prompts), -1)
         hidden_SUH = through_stages(self.chunks, self.world, tokens_US, position_ids_US)
         if not self.world.is_last_stage:
-            return hidden_SUH
+            return hidden_SUH[-1:]
         lasts_U = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.world.device)
         return hidden_SUH[lasts_U, torch.arange(len(prompts), device=self.world.device)][None]
 
@@ -168,7 +182,7 @@ class Generator:
             for numbers in (rows.last_tokens, positions)
         )
         caches.step(positions_B1[:, 0], max(positions))
-        return through_stages(self.chunks, self.world, tokens_B1, positions_B1)
+        return through_stages(self.chunks, self.world, tokens_B1, positions_B1, step)
 
     def _choose(
         self,
@@ -202,3 +216,13 @@ class Generator:
         """From the rank that knows to all ranks of the replica."""
         if self.world.model_group.size() > 1:
             torch.distributed.broadcast(found, telling_rank(self.world), group=self.world.model_group)
+
+
+def _of_like_length(prompts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Groups of prompts that are sorted by length, of which at most a part is padding."""
+    first = 0
+    for place, prompt in enumerate(prompts):
+        if len(prompts[first]) < FULLNESS * len(prompt):
+            yield prompts[first:place]
+            first = place
+    yield prompts[first:]

@@ -172,7 +172,9 @@ class _InMemory(TensorSource):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._values = tensors
         self.tensors = {
-            name: TensorEntry(shape=tuple(tensor.shape), dtype=DTYPE_NAMES[tensor.dtype], boxes=())
+            name: TensorEntry.model_validate(
+                {"shape": tuple(tensor.shape), "dtype": DTYPE_NAMES[tensor.dtype], "boxes": ()}
+            )
             for name, tensor in tensors.items()
         }
 

@@ -1,6 +1,5 @@
 """The weight stream: what arrives is what an export would write, or nothing."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any

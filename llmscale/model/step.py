@@ -1,0 +1,126 @@
+"""One token a row through the layers of a chunk, with the keys and values of those before it in caches.
+
+The same weights and the same formulas as in `forward`, without what only training needs: at a few rows the
+calls around a layer's arithmetic cost as much as that. What has been hooked into a layer (LoRA, adapters) is
+asked as ever.
+
+Shapes: B rows, H hidden size, N query heads, K key-value heads, D head size.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from llmscale.model.attention import SelfAttention
+from llmscale.model.cache import NextTokens
+from llmscale.model.language_model import LanguageModel
+from llmscale.model.mlp import FeedForward
+
+
+class _Turn(NamedTuple):
+    """Angles of the rows' positions."""
+
+    table: Tensor
+    """As `forward` of a layer wants it, [2, 1, B or 1, D]."""
+    cosine: Tensor
+    """[B or 1, 1, D]."""
+    sine: Tensor
+    """Negative in its first half: times heads whose halves are swapped."""
+
+
+@torch.no_grad()
+def step(chunk: LanguageModel, tokens_B1: Tensor, position_ids_B1: Tensor) -> Tensor:
+    """As `LanguageModel.hidden_states`, [1, B, H]; caches know where the tokens belong."""
+    positions_B1 = position_ids_B1 + chunk.first_position
+    if chunk.pre_process:
+        hidden: Tensor = chunk.embedding(input_ids=tokens_B1, position_ids=positions_B1)
+    else:
+        assert chunk.decoder.input_tensor is not None
+        hidden = chunk.decoder.input_tensor
+    turn = _turn(chunk, positions_B1)
+    for layer in chunk.decoder.layers:
+        assert isinstance(layer, TransformerLayer)
+        hidden = _layer(layer, hidden, turn)
+    final: Any = chunk.decoder.final_layernorm
+    return hidden if final is None else final(hidden)
+
+
+def _turn(chunk: LanguageModel, positions_B1: Tensor) -> _Turn | None:
+    if chunk.rotary_table is None:
+        return None
+    table = chunk.rotary_table.at(positions_B1, chunk.config.params_dtype)
+    cosine, sine = table[0, 0, :, None], table[1, 0, :, None]
+    half = sine.shape[-1] // 2
+    return _Turn(table, cosine, torch.cat((-sine[..., :half], sine[..., half:]), dim=-1))
+
+
+def _layer(layer: TransformerLayer, hidden_1BH: Tensor, turn: _Turn | None) -> Tensor:
+    attention, feed_forward = layer.self_attention, layer.mlp
+    assert isinstance(attention, SelfAttention) and isinstance(feed_forward, FeedForward)
+    normal = layer.input_layernorm(hidden_1BH)
+    if attention._forward_hooks:
+        hidden_1BH = _added(hidden_1BH, *attention(normal, None, None if turn is None else turn.table))
+    else:
+        hidden_1BH = _added(hidden_1BH, *_attended(attention, normal, turn))
+    normal = layer.pre_mlp_layernorm(hidden_1BH)
+    if feed_forward._forward_hooks:
+        return _added(hidden_1BH, *feed_forward(normal))
+    return _added(hidden_1BH, *_fed(feed_forward, normal))
+
+
+def _attended(
+    attention: SelfAttention, hidden_1BH: Tensor, turn: _Turn | None
+) -> tuple[Tensor, Tensor | None]:
+    cache = attention.cache
+    assert cache is not None and isinstance(cache.coming, NextTokens)
+    heads, turned = attention.heads, attention.heads + attention.kv_heads
+    mixed_BXD = _column(attention.linear_qkv, hidden_1BH)[0].unflatten(-1, (-1, attention.head_size))
+    both_BXD, value_BKD = mixed_BXD[:, :turned], mixed_BXD[:, turned:]
+    if attention.q_layernorm is not None and attention.k_layernorm is not None:
+        normal = attention.q_layernorm(both_BXD[:, :heads]), attention.k_layernorm(both_BXD[:, heads:])
+        both_BXD = torch.cat(normal, dim=1)
+    if turn is not None:
+        swapped_BXD = both_BXD.roll(both_BXD.shape[-1] // 2, dims=-1)
+        both_BXD = (both_BXD * turn.cosine).addcmul_(swapped_BXD, turn.sine)
+    attended = cache.attend(
+        both_BXD[None, :, :heads], both_BXD[None, :, heads:], value_BKD[None], cache.coming
+    )
+    return _row(attention.linear_proj, attended)
+
+
+def _fed(feed_forward: FeedForward, hidden_1BH: Tensor) -> tuple[Tensor, Tensor | None]:
+    inner = _column(feed_forward.linear_fc1, hidden_1BH)
+    if feed_forward.config.gated_linear_unit:
+        gate, up = inner.chunk(2, dim=-1)
+        inner = F.silu(gate).mul_(up)
+    else:
+        inner = F.gelu(inner, approximate="tanh")
+    return _row(feed_forward.linear_fc2, inner)
+
+
+def _column(linear: ColumnParallelLinear, input_1BI: Tensor) -> Tensor:
+    if linear._forward_hooks:
+        output, _ = linear(input_1BI)
+        return output
+    assert linear.weight is not None
+    return F.linear(input_1BI, linear.weight, linear.bias)
+
+
+def _row(linear: RowParallelLinear, input_1BI: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Output, and the bias to add to it."""
+    if linear._forward_hooks:
+        return linear(input_1BI)
+    output = F.linear(input_1BI, linear.weight)
+    if isinstance(linear.tp_group, ProcessGroup) and linear.tp_group.size() > 1:
+        torch.distributed.all_reduce(output, group=linear.tp_group)
+    return output, linear.bias
+
+
+def _added(residual: Tensor, output: Tensor, bias: Tensor | None) -> Tensor:
+    return residual + (output if bias is None else output + bias)
