@@ -6,12 +6,13 @@ is its gradient, under every layout.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 from pydantic import JsonValue
 from torch import Tensor
@@ -208,6 +209,17 @@ class Engine:
             if self.deepspeed.zero_optimization_stage() == 3:
                 stack.enter_context(unwrap_model_for_generation(self.deepspeed))
             yield self.chunks
+
+    @contextlib.contextmanager
+    def whole_parameters(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+        """Some of this rank's parameters with all their values, which ZeRO-3 puts together for the time of
+        it. Collective over the replicas, which name the same ones."""
+        if self.deepspeed.zero_optimization_stage() < 3:
+            yield
+            return
+        different = {id(parameter): parameter for parameter in parameters}
+        with self.world.active(), GatheredParameters(list(different.values())):
+            yield
 
     def fingerprint(self) -> Fingerprint | None:
         """What the model says to one fixed batch; None where that is not finite. Changes nothing."""

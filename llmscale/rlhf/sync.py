@@ -6,12 +6,10 @@ send it their boxes, lot after lot, so that nobody holds more of the model than 
 LoRA has trained is merged, with the arithmetic of an export.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import deepspeed
 import torch
 import torch.distributed
 from torch import Tensor
@@ -99,8 +97,8 @@ class _Gathering:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._world = world = engine.world
-        self._is_partitioned = engine.deepspeed.zero_optimization_stage() == 3
         parameters = dict(engine.module.named_parameters())
         self._held = [
             _Held(parameters[name], region)
@@ -124,21 +122,11 @@ class _Gathering:
         """Whole ones by name, in the host's memory, where this rank speaks; nothing elsewhere."""
         wanted = set(names)
         held = [one for one in self._held if one.region.name in wanted]
-        with self._gathered([one.parameter for one in held]):
+        with self._engine.whole_parameters(one.parameter for one in held):
             if not self._is_first_replica:
                 return {}
             own = torch.cat([one.values() for one in held]) if held else None
         return self._joined(names, wanted, own)
-
-    @contextlib.contextmanager
-    def _gathered(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-        """Under ZeRO-3 the replicas put their parts together; all of them ask for the same parameters."""
-        if not self._is_partitioned:
-            yield
-            return
-        different = list({id(one): one for one in parameters}.values())
-        with self._world.active(), deepspeed.zero.GatheredParameters(different):
-            yield
 
     def _joined(self, names: Sequence[str], wanted: set[str], own: Tensor | None) -> dict[str, Tensor]:
         group = self._world.model_group
