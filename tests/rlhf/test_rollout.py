@@ -79,7 +79,7 @@ def told_by_the_trainer(
         tokens = torch.tensor([*request.tokens, *answer.tokens], dtype=torch.int32).numpy()
         learned = torch.arange(len(tokens)).numpy() >= len(request.tokens)
         experiences.append(Experience(tokens, learned, 0, 0, 0, answer.finished))
-    packed = pack(experiences, 64, 2, engine.world)
+    packed = pack(experiences, 64, 2, engine.world, engine.config.peft.placeholders)
 
     def tell(chunk: Any, output: torch.Tensor, batch: Any) -> torch.Tensor:
         return token_figures(chunk, output, batch, temperature).log_probabilities_BS
@@ -101,6 +101,34 @@ def both_log_probabilities(_rank: int, options: dict[str, Any]) -> list[Any]:
         told = told_by_the_trainer(engine, asked, written, section.temperature)
         found.append((texts(written), [list(one.log_probabilities) for one in written], told))
     return found
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": {"family": "gpt2"},
+    "qwen3": {"family": "qwen3"},
+    "window": {"family": "mistral"},
+    "lora": {"peft": {"method": "lora", "rank": 4, "dropout": 0.0}},
+    "dora": {"peft": {"method": "dora", "rank": 4, "dropout": 0.0}},
+    "adapter": {"peft": {"method": "adapter"}},
+    "prefix": {"peft": {"method": "prefix_tuning", "virtual_tokens": 3}},
+    "prefix before a window": {
+        "family": "mistral",
+        "peft": {"method": "prefix_tuning", "virtual_tokens": 3},
+    },
+    "prompt": {"peft": {"method": "prompt_tuning", "virtual_tokens": 3}},
+}
+
+
+def log_probabilities_of_kinds(rank: int) -> dict[str, Any]:
+    return {name: both_log_probabilities(rank, options)[0] for name, options in KINDS.items()}
+
+
+def test_every_family_and_tuning_is_written_as_it_is_trained() -> None:
+    [found] = run_ranks(1, log_probabilities_of_kinds)
+    for name, (_, drawn, told) in found.items():
+        for ours, theirs in zip(drawn, told, strict=True):
+            assert ours == pytest.approx(theirs, abs=3e-5), name
+    assert len({str(written) for written, _, _ in found.values()}) == len(KINDS)
 
 
 @cache
