@@ -1,9 +1,11 @@
 """Tokens a second of a rollout, beside transformers' `generate`: same model, same prompts, one thread.
 
-    python bench/rollout.py [--preset llama_6m] [--rows 32] [--answers 4] [--tokens 64] [--end-share 0.025]
+    python bench/rollout.py [--preset llama_6m] [--rows 32] [--answers 4] [--tokens 64]
+        [--end-share 0.025] [--batches 4]
 
 Random weights. Processor seconds, the best of several turns, in which both go one after the other: other work
-on the machine counts little. With `--end-share` some tokens end a text, and texts have different lengths.
+on the machine counts little. With `--end-share` some tokens end a text, and texts have different lengths;
+`--batches` times as many texts are asked for as there are rows.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from llmscale.parallel.environment import RankEnvironment  # noqa: E402
 from llmscale.parallel.layout import Layout  # noqa: E402
 from llmscale.parallel.world import World  # noqa: E402
 
-SHORTEST, LONGEST, TURNS = 8, 40, 5
+SHORTEST, LONGEST, TURNS = 8, 40, 3
 POSITIONS = 256
 
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--end-share", type=float, default=0.0)
+    parser.add_argument("--batches", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     world = World(Layout(), connect(RankEnvironment()))
@@ -51,11 +54,15 @@ def main() -> None:
         generator = Generator(build_model(config.model, config.train, vocabulary, world), world)
     described = hugging_face_config(config.model, vocabulary, POSITIONS)
     peer = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**described))
-    prompts = make_prompts(options.rows, options.answers, vocabulary)
+    rows = options.rows
+    prompts = make_prompts(rows * options.batches, options.answers, vocabulary)
     ends = list(range(100, 100 + int(options.end_share * vocabulary)))
     ours, theirs = measure(
-        lambda: native(generator, prompts, options.tokens, ends),
-        lambda: by_transformers(peer.eval(), prompts, options.tokens, ends),
+        lambda: native(generator, prompts, rows, options.tokens, ends),
+        lambda: sum(
+            by_transformers(peer.eval(), prompts[first : first + rows], options.tokens, ends)
+            for first in range(0, len(prompts), rows)
+        ),
     )
     print(f"native {ours:.0f}, transformers {theirs:.0f} tokens/s: {ours / theirs:.2f} times as many")
     disconnect()
@@ -68,11 +75,13 @@ def make_prompts(rows: int, answers: int, vocabulary: int) -> list[list[int]]:
     return [prompt for prompt in different for _ in range(answers)]
 
 
-def native(generator: Generator, prompts: Sequence[list[int]], tokens: int, ends: list[int]) -> int:
+def native(
+    generator: Generator, prompts: Sequence[list[int]], rows: int, tokens: int, ends: list[int]
+) -> int:
     """Tokens that were written."""
     requests = [Request(prompt, seed, tokens) for seed, prompt in enumerate(prompts)]
     options = SamplingOptions(tokens, end_ids=frozenset(ends))
-    return sum(len(text.tokens) for text in generator.write(requests, options, len(prompts)))
+    return sum(len(text.tokens) for text in generator.write(requests, options, rows))
 
 
 @torch.no_grad()
