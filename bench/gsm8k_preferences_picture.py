@@ -45,14 +45,16 @@ def draw(
         left.axhline(by_length, color="#4b5563", linewidth=1, linestyle=":", label="the longer answer")
         left.set_title(f"Right above wrong, {pairs} held-out pairs")
         left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        left.set_ylim(0.4, 1.02)
+        left.set_ylim(0.28, 1.02)
         middle.set_title("Margin, in log odds")
         right.plot([0.5, 1], [0.5, 1], color="#4b5563", linewidth=1, linestyle=":", label="as sure as right")
         right.set_title("How sure, how often right, at the end")
         right.set_xlabel("confidence")
         right.set_ylabel("accuracy")
-        for axes in (left, middle, right):
-            axes.legend(fontsize=8)
+        right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        for axes, place in ((left, "lower right"), (middle, "upper left"), (right, "upper left")):
+            axes.legend(fontsize=8, loc=place)
         with replace_file(path) as file:
             figure.savefig(file, format="png", dpi=130)
         plt.close(figure)
@@ -94,6 +96,6 @@ def _draw_calibration(axes: Axes, seeds: Sequence[Sequence[float]], colour: str,
         bins[min(int((confidence - 0.5) * 2 * BINS), BINS - 1)].append((confidence, is_right))
     filled = [found for found in bins if found]
     confidences, rights = ([mean(one[place] for one in found) for found in filled] for place in (0, 1))
-    axes.plot(confidences, rights, color=colour, linewidth=1, alpha=0.6)
+    axes.plot(confidences, rights, color=colour, linewidth=1.2, label=label)
     sizes = [400 * len(found) / len(sure) + 8 for found in filled]
-    axes.scatter(confidences, rights, sizes, color=colour, label=label, zorder=3)
+    axes.scatter(confidences, rights, sizes, color=colour, zorder=3)
