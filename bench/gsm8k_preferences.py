@@ -28,7 +28,7 @@ from bench.gsm8k_differences import (
     read_pairs,
     reward_differences,
 )
-from bench.gsm8k_preferences_picture import draw, tells_apart
+from bench.gsm8k_preferences_picture import draw, metrics_of, tells_apart
 from bench.gsm8k_stages import DATA, HELD_OUT, RUNS, fine_tune, once, pretrain, shortest_question, split
 from llmscale.data.label.agreement import wilson_interval
 from llmscale.run.demo import make_tokenizer_and_corpus
@@ -183,9 +183,9 @@ def print_curves(runs: Mapping[str, Sequence[Path]]) -> None:
 
 
 def print_row(name: str, events: Sequence[Event], training: str) -> None:
-    found = [{"loss": event.details["loss"], **event.details["metrics"]} for event in events]
+    found = [{"loss": event.details["loss"], **metrics_of(event)} for event in events]
     steps = sorted({event.step for event in events if event.step is not None})
-    told = ("loss", "accuracy", "margin", "calibration_error") if all(map(tells_apart, events)) else ("loss",)
+    told = ("loss", "accuracy", "margin", "calibration_error") if all(map(tells_apart, found)) else ("loss",)
     cells = [
         f"{mean(one[key] for one in found):.3f}" if key in told and key in found[0] else ""
         for key in ("loss", "accuracy", "margin", "calibration_error")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import matplotlib
 
@@ -20,6 +21,7 @@ from llmscale.report.pictures import COLOURS, MARKED, STYLE
 from llmscale.runtime.events import Event
 
 LABELS = {"reward": "reward model", "dpo": "DPO"}
+ROUNDING = 1e-6
 BINS = 5
 """Of confidence, from 1/2 to 1."""
 
@@ -66,9 +68,9 @@ def _draw_figure(
     """Held-out: each seed pale, their mean marked, and where `pairs` is given its interval. Training:
     dashed."""
     found = [gather(folder) for folder in folders]
-    validations = [[event for event in run.validations if tells_apart(event)] for run in found]
+    validations = [[event for event in run.validations if tells_apart(metrics_of(event))] for run in found]
     steps = [event.step or 0 for event in validations[0]]
-    seeds = [[event.details["metrics"][name] for event in curve] for curve in validations]
+    seeds = [[metrics_of(event)[name] for event in curve] for curve in validations]
     means = [mean(column) for column in zip(*seeds)]
     for values in seeds:
         axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
@@ -77,15 +79,20 @@ def _draw_figure(
         bounds = [wilson_interval(round(value * pairs), pairs) for value in means]
         low, high = zip(*bounds)
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    training = [mean(column) for column in zip(*([line[name] for line in run.metrics] for run in found))]
-    shown = f"{label}, training"
-    axes.plot(found[0].steps, smoothed(training), color=colour, linestyle="--", linewidth=1.2, label=shown)
+    lines = [columns for columns in zip(*(run.metrics for run in found)) if all(map(tells_apart, columns))]
+    training = smoothed([mean(line[name] for line in columns) for columns in lines])
+    steps = [columns[0]["step"] for columns in lines]
+    axes.plot(steps, training, color=colour, linestyle="--", linewidth=1.2, label=f"{label}, training")
     axes.set_xlabel("step")
 
 
-def tells_apart(event: Event) -> bool:
+def metrics_of(event: Event) -> dict[str, Any]:
+    return event.details["metrics"]
+
+
+def tells_apart(metrics: Mapping[str, Any]) -> bool:
     """Before the first step a model is its own reference, and no answer is above another."""
-    return event.details["metrics"]["margin"] != 0
+    return abs(metrics["margin"]) > ROUNDING
 
 
 def _draw_calibration(axes: Axes, seeds: Sequence[Sequence[float]], colour: str, label: str) -> None:
