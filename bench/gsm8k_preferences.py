@@ -57,6 +57,8 @@ TASKS = {
     "dpo": ("configs/dpo/tiny.yaml", "optimizer.lr=5e-5", f"dpo.beta={BETA}"),
 }
 
+SHOWN = {"reward": "reward model", "dpo": "what DPO has changed of the log-probability, × beta"}
+
 Differences = Mapping[str, list[list[float]]]
 """Of each scorer and seed: by how much it puts the right answer of each held-out pair above the wrong one."""
 
@@ -147,7 +149,7 @@ def print_scorers(pairs: Sequence[Pair], differences: Differences) -> None:
         by_length = [mean(column) for column in zip(*(balanced_accuracy(one, pairs) for one in seeds))]
         margin = mean(map(mean, seeds))
         cells = (f"{share:.3f}{spread}", f"{low:.3f} to {high:.3f}", *(f"{cell:.3f}" for cell in by_length))
-        print(f"| {name} | {' | '.join(cells)} | {margin:.2f} |")
+        print(f"| {SHOWN.get(name, name)} | {' | '.join(cells)} | {margin:.2f} |")
 
 
 def print_probes(pairs: Sequence[Pair], runs: Sequence[Path]) -> None:
