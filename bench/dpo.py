@@ -1,6 +1,6 @@
 """Speed of DPO on one rank against TRL's `DPOTrainer`: the reference computed before, or in each step.
 
-python -m bench.dpo [--pairs FILE] [--quick] [--rounds N] [--threads N] [--output FOLDER]
+python -m bench.dpo [--pairs FILE] [--quick] [--rounds N] [--threads N] [--busy] [--output FOLDER]
 
 FILE has a record `prompt`, `chosen`, `rejected` (texts) a line; without it the pairs are made up. Both train
 on the same tokens from random weights, about as many pairs a step, and with the same losses
@@ -42,21 +42,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--busy", action="store_true", help="one thread, by the processor's seconds")
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
-    rounds, seconds, count = (1, 1.0, 32) if options.quick else (options.rounds, 8.0, PAIRS)
+    rounds, seconds, count = (1, 1.0, 32) if options.quick else (options.rounds, 25.0, PAIRS)
     file = options.output / "dpo_pairs.jsonl"
     workload = PreferenceWorkload(
         PRESET,
         "fp32",
         sequences=PAIRS_A_STEP,
         sequence_length=LONGEST,
-        threads=options.threads,
+        threads=1 if options.busy else options.threads,
         seconds=seconds,
         micro_batch_size=1,
         file=str(file.absolute()),
+        by_cpu=options.busy,
     )
-    results: dict[str, Any] = {"machine": machine(), "threads": options.threads, "rows": []}
+    results: dict[str, Any] = {"machine": machine(), "threads": workload.threads, "by_cpu": options.busy}
+    results["rows"] = []
     results["pairs"] = prepare(workload, options.pairs, count, file)
     for reference in REFERENCES:
         results["rows"].append(compare(replace(workload, reference=reference), rounds))

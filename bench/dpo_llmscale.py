@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bench.dpo_workload import PreferenceWorkload, read_pairs
-from bench.tuning import Clock, config_of
+from bench.tuning import config_of
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.data.blend import Blend
@@ -51,7 +51,7 @@ def measure(workload: PreferenceWorkload, examples: ExampleSet) -> None:
         engine.reference = held
     else:
         rows.references = log_probabilities(held, world, rows)
-    clock = Clock(workload.seconds)
+    clock = workload.clock
     with BatchSource(config, "train", 0, 1, Blend([rows], [1.0])) as source:
         consumed, done = 0, False
         while not done:

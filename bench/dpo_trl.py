@@ -10,8 +10,7 @@ from trl import DPOConfig, DPOTrainer
 
 from bench.dpo_workload import PreferenceWorkload, read_pairs
 from bench.transformers_loop import build
-from bench.trl_trainers import Counting, options_of
-from bench.tuning import Clock
+from bench.trl_trainers import Counting, one_process, options_of
 from tests.peers_preference import as_dataset
 from tests.peers_trl import numbers_tokenizer
 
@@ -27,6 +26,7 @@ class CountingTrainer(Counting, DPOTrainer):
 def main() -> None:
     workload = PreferenceWorkload.from_command_line()
     torch.set_num_threads(workload.threads)
+    one_process()
     model, is_precomputed = build(workload), workload.reference == "precomputed"
     with tempfile.TemporaryDirectory() as folder:
         CountingTrainer(
@@ -35,7 +35,7 @@ def main() -> None:
             args=DPOConfig(precompute_ref_log_probs=is_precomputed, **options_of(workload, folder)),
             train_dataset=as_dataset(list(read_pairs(workload)), with_margin=False),
             processing_class=numbers_tokenizer(workload.vocabulary_size),
-        ).train_by(Clock(workload.seconds))
+        ).train_by(workload.clock)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What both contenders of the preference benchmark train on: pairs of answers, as tokens."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from bench.tuning import Clock
 from bench.workload import Workload
 from tests.preference_pairs import Pair
 
@@ -28,6 +30,12 @@ class PreferenceWorkload(Workload):
     file: str = ""
     """The pairs."""
     reference: Literal["precomputed", "held"] = "precomputed"
+    by_cpu: bool = False
+    """Speed is that of the processor's seconds, not of the clock's: for one thread on a busy machine."""
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self.seconds, time.process_time if self.by_cpu else time.perf_counter)
 
 
 def made_up_pairs(count: int, vocabulary_size: int, longest: int) -> list[Pair]:

@@ -5,7 +5,7 @@ Shapes: T tokens of a text.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +23,23 @@ class Pair:
 
 def read_pairs(path: Path) -> list[Pair]:
     return [Pair(**json.loads(line)) for line in path.open()]
+
+
+def asked_otherwise(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same answers to the prompt of the next problem."""
+    prompts = list({pair.prompt: None for pair in pairs})
+    following = dict(zip(prompts, [*prompts[1:], *prompts[:1]]))
+    return [replace(pair, prompt=following[pair.prompt]) for pair in pairs]
+
+
+def ended_otherwise(pairs: Sequence[Pair]) -> list[Pair]:
+    """The right answer against itself with the last line, its result, from the wrong one."""
+    found = []
+    for pair in pairs:
+        *steps, _ = pair.chosen.split("\n")
+        *_, result = pair.rejected.split("\n")
+        found.append(replace(pair, rejected="\n".join((*steps, result))))
+    return found
 
 
 def accuracy(differences: Sequence[float]) -> float:

@@ -16,15 +16,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+import torch
+
 from bench.gsm8k_differences import (
     Pair,
     accuracy,
+    asked_otherwise,
     balanced_accuracy,
+    ended_otherwise,
     log_probability_differences,
     read_pairs,
     reward_differences,
 )
-from bench.gsm8k_preferences_picture import draw, tells_apart
+from bench.gsm8k_preferences_picture import draw, metrics_of, tells_apart
 from bench.gsm8k_stages import DATA, HELD_OUT, RUNS, fine_tune, once, pretrain, shortest_question, split
 from llmscale.data.label.agreement import wilson_interval
 from llmscale.run.demo import make_tokenizer_and_corpus
@@ -45,11 +49,15 @@ EPOCHS, VALIDATE_EVERY = 3, 15
 VALIDATION_BATCHES = 20
 """All held-out pairs."""
 BETA = 0.1
+THREADS = 1
+"""Of transformers, which is given text by text: on cores with other work more of them wait for each other."""
 
 TASKS = {
     "reward": ("configs/reward/tiny.yaml", "optimizer.lr=2e-4"),
     "dpo": ("configs/dpo/tiny.yaml", "optimizer.lr=5e-5", f"dpo.beta={BETA}"),
 }
+
+SHOWN = {"reward": "reward model", "dpo": "what DPO has changed of the log-probability, × beta"}
 
 Differences = Mapping[str, list[list[float]]]
 """Of each scorer and seed: by how much it puts the right answer of each held-out pair above the wrong one."""
@@ -79,6 +87,7 @@ def compare(preferences: Path, problems: Path) -> None:
     print(f"\n{counts['train']:,} pairs to train on, {counts['validation']:,} held out\n")
     print_curves(runs)
     print_scorers(pairs, differences)
+    print_probes(pairs, runs["reward"])
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     draw(PICTURE, runs, {task: differences[task] for task in TASKS}, accuracy(lengths(pairs)), len(pairs))
     print(f"\n{PICTURE}")
@@ -107,6 +116,7 @@ def prefer(task: str, seed: int, start: Path) -> Path:
 
 def measure(pairs: Sequence[Pair], start: Path, runs: Mapping[str, Sequence[Path]]) -> Differences:
     """By the models as they are after the last step, and by what needs no training on pairs."""
+    torch.set_num_threads(THREADS)
     known, tokens = log_probability_differences(export(start), pairs)
     tuned = [log_probability_differences(export(run), pairs)[0] for run in runs["dpo"]]
     return {
@@ -134,13 +144,31 @@ def print_scorers(pairs: Sequence[Pair], differences: Differences) -> None:
     print("\n| told by | accuracy | 95 % interval | right one longer | shorter | mean of both | margin |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, seeds in differences.items():
-        share = mean(accuracy(one) for one in seeds)
+        share, spread = mean_share(seeds)
         low, high = wilson_interval(round(share * len(pairs)), len(pairs))
         by_length = [mean(column) for column in zip(*(balanced_accuracy(one, pairs) for one in seeds))]
-        spread = "" if len(seeds) == 1 else " (" + ", ".join(f"{accuracy(one):.3f}" for one in seeds) + ")"
         margin = mean(map(mean, seeds))
         cells = (f"{share:.3f}{spread}", f"{low:.3f} to {high:.3f}", *(f"{cell:.3f}" for cell in by_length))
-        print(f"| {name} | {' | '.join(cells)} | {margin:.2f} |")
+        print(f"| {SHOWN.get(name, name)} | {' | '.join(cells)} | {margin:.2f} |")
+
+
+def print_probes(pairs: Sequence[Pair], runs: Sequence[Path]) -> None:
+    """What the reward models look at."""
+    print("\n| reward model, at the end | accuracy | margin |")
+    print("|---|---:|---:|")
+    for name, changed in (
+        ("to the prompt of another problem", asked_otherwise(pairs)),
+        ("only the last line is of the wrong answer", ended_otherwise(pairs)),
+    ):
+        seeds = [reward_differences(export(run), changed) for run in runs]
+        share, spread = mean_share(seeds)
+        print(f"| {name} | {share:.3f}{spread} | {mean(map(mean, seeds)):.2f} |")
+
+
+def mean_share(seeds: Sequence[Sequence[float]]) -> tuple[float, str]:
+    """Accuracy, and that of each seed where there are several."""
+    shares = [accuracy(one) for one in seeds]
+    return mean(shares), "" if len(seeds) == 1 else f" ({', '.join(f'{share:.3f}' for share in shares)})"
 
 
 def print_curves(runs: Mapping[str, Sequence[Path]]) -> None:
@@ -157,9 +185,9 @@ def print_curves(runs: Mapping[str, Sequence[Path]]) -> None:
 
 
 def print_row(name: str, events: Sequence[Event], training: str) -> None:
-    found = [{"loss": event.details["loss"], **event.details["metrics"]} for event in events]
+    found = [{"loss": event.details["loss"], **metrics_of(event)} for event in events]
     steps = sorted({event.step for event in events if event.step is not None})
-    told = ("loss", "accuracy", "margin", "calibration_error") if all(map(tells_apart, events)) else ("loss",)
+    told = ("loss", "accuracy", "margin", "calibration_error") if all(map(tells_apart, found)) else ("loss",)
     cells = [
         f"{mean(one[key] for one in found):.3f}" if key in told and key in found[0] else ""
         for key in ("loss", "accuracy", "margin", "calibration_error")

@@ -2,7 +2,8 @@
 
 import torch
 
-from bench.workload import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Workload, batch, measure
+from bench.tuning import config_of
+from bench.workload import Workload, batch, measure
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
 from llmscale.engine.engine import Engine
@@ -17,39 +18,18 @@ def main() -> None:
     workload = Workload.from_command_line()
     torch.set_num_threads(workload.threads)
     environment = RankEnvironment.from_variables()
-    config = config_of(workload)
+    config = config_of(
+        workload,
+        workload.sequences,
+        parallel=workload.parallel,
+        cluster={"processes_per_node": workload.ranks},
+    )
     device = connect(environment)
     world = World(Layout.of(config.parallel, environment.world_size), device)
     engine = Engine(config, world, workload.vocabulary_size, CausalLM())
     microbatches = own_microbatches(workload, config, world)
     measure(workload, lambda: engine.step(microbatches).loss)
     disconnect()
-
-
-def config_of(workload: Workload) -> Config:
-    return Config.model_validate(
-        {
-            "model": workload.model.model_dump(),
-            "train": {
-                # No end in sight: the learning rate stays where it is.
-                "steps": 1_000_000,
-                "global_batch_size": workload.sequences,
-                "micro_batch_size": workload.micro_batch_size,
-                "sequence_length": workload.sequence_length,
-                "precision": workload.precision,
-            },
-            "optimizer": {
-                "lr": LEARNING_RATE,
-                "betas": BETAS,
-                "epsilon": EPSILON,
-                "weight_decay": WEIGHT_DECAY,
-                "clip": CLIP,
-                "schedule": "constant",
-            },
-            "parallel": workload.parallel,
-            "cluster": {"processes_per_node": workload.ranks},
-        }
-    )
 
 
 def own_microbatches(workload: Workload, config: Config, world: World) -> list[Batch]:

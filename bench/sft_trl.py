@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from bench.sft_workload import TuningWorkload, examples
 from bench.transformers_loop import build
-from bench.trl_trainers import Counting, options_of
+from bench.trl_trainers import Counting, one_process, options_of
 from bench.tuning import Clock
 from tests.peers_sft import as_dataset
 from tests.peers_trl import numbers_tokenizer
@@ -26,6 +26,7 @@ class CountingTrainer(Counting, SFTTrainer):
 def main() -> None:
     workload = TuningWorkload.from_command_line()
     torch.set_num_threads(workload.threads)
+    one_process()
     with tempfile.TemporaryDirectory() as folder:
         CountingTrainer(
             model=build(workload),

@@ -1,5 +1,6 @@
 """What all of TRL's trainers have in common here: nothing that only costs them time, and a stopwatch."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl
 
+from bench.rounds import rank_variables
 from bench.tuning import Clock, config_of
 from bench.workload import Workload
 from tests.peers_trl import arguments_of
@@ -50,6 +52,12 @@ class Stopwatch(TrainerCallback):
         control.should_training_stop = self.clock.step(self.trainer.loss, self.trainer.counts)
         self.trainer.counts, self.trainer.loss = Counter(), 0.0
         return control
+
+
+def one_process() -> None:
+    """Accelerate wraps the model in DDP where there are the variables of a rank, were it the only one."""
+    for name in rank_variables(0, 1, 0, 1).keys() - {"OMP_NUM_THREADS"}:
+        os.environ.pop(name, None)
 
 
 def options_of(workload: Workload, folder: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ class Clock:
 
     seconds: float
     """How long is measured."""
+    now: Callable[[], float] = time.perf_counter
     losses: list[float] = field(default_factory=list)
     _counts: Counter[str] = field(default_factory=Counter)
     _began: float = 0.0
@@ -28,7 +29,7 @@ class Clock:
     def step(self, loss: float, counts: Mapping[str, int]) -> bool:
         """Called after each step; returns whether it is time to stop."""
         self.losses.append(loss)
-        now = time.perf_counter()
+        now = self.now()
         if len(self.losses) <= WARM_UP_STEPS:
             self._began = now
             return False

@@ -43,8 +43,8 @@ def held_reference_knows_no_virtual_tokens(config: Config) -> Iterator[Problem]:
     dpo, method = config.dpo, config.peft.method
     if config.task == "dpo" and dpo.reference == "held" and config.peft.placeholders:
         message = (
-            f"would read the virtual tokens of peft.method = {method}, which only the trained model has; take "
-            "precomputed"
+            f"would read the virtual tokens of peft.method = {method}, which only the trained model has; "
+            "take precomputed"
         )
         yield Problem("dpo.reference", dpo.reference, message)
 

@@ -33,7 +33,7 @@ def check_records(config: Config) -> Iterator[Problem]:
     if config.tokenizer.path is None:
         message = "is needed, because the records must become tokens; set it"
         yield Problem("tokenizer.path", None, message)
-    elif config.task in SETUP:
+    elif config.task in SETUP and config.tokenizer.path.is_dir():  # else told by the tokenizer's checks
         yield from _function(SETUP[config.task])(config)
     if not config.data.train:
         yield Problem("data.train", [], "names no records to train on")

@@ -1,6 +1,5 @@
 """Deep verification: a checkpoint's fingerprint computed again, from its weights alone, under any layout."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -24,7 +23,7 @@ from llmscale.run.export_head import config_of_head
 from llmscale.run.loaded_model import load_model
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.runtime.rank_variables import prepare_environment
-from llmscale.runtime.ranks import kill_ranks, start_server
+from llmscale.runtime.ranks import start_server
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,8 @@ class DeepCheck:
             finally:
                 disconnect()
         start_server([__name__])
-        with tempfile.TemporaryDirectory(prefix="llmscale-verify-") as logs:
-            team = RankTeam(ranks, serve, self, Path(logs))
-            try:
-                return team.expect("fingerprint")
-            finally:
-                kill_ranks(team.ranks)
+        with RankTeam.opened(ranks, serve, self) as team:
+            return team.expect("fingerprint")
 
 
 def plan_check(

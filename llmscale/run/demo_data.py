@@ -4,7 +4,7 @@
 
     demo/sft/{train,validation}.jsonl           conversations about functions, from their docstrings
     demo/classify/{train,validation}.jsonl      which package a piece of source comes from
-    demo/preferences/{train,validation}.jsonl   which of two docstrings is a function's own
+    demo/preferences/{train,validation}.jsonl   which of two answers does what was asked
 """
 
 import hashlib

@@ -80,15 +80,10 @@ def documented_functions(text: str) -> Iterator[DocumentedFunction]:
 def conversations(function: DocumentedFunction) -> Iterator[Conversation]:
     """What is asked of the function and what is answered, where both are short enough."""
     if len(function.head) <= LONGEST_HEAD:
-        yield _conversation(what_it_does(function), function.summary)
+        yield _conversation(f"What does this function do?\n{function.head}", function.summary)
         if len(function.code) <= LONGEST_CODE:
             question = f"Write this function.\n{function.head}\n{function.summary}"
             yield _conversation(question, function.code)
-
-
-def what_it_does(function: DocumentedFunction) -> str:
-    """The question, which its summary answers."""
-    return f"What does this function do?\n{function.head}"
 
 
 def _conversation(question: str, answer: str) -> Conversation:

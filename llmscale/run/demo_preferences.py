@@ -1,7 +1,8 @@
-"""Preferences from source code: which of two summaries is a function's own, and which is another's.
+"""Preferences from source code: the answer that does what was asked above the one that does something else.
 
-All are real docstrings of one library, and each stands among the better and among the worse ones: neither
-length nor style nor the summary itself tells which it is, only the function's head does.
+A function is asked about twice, what it does and how it is written, and each time the answer to the other
+question is the worse one. Each answer is the better one once and the worse one once: neither length nor style
+nor the answer itself tells which it is, only the question does.
 """
 
 import hashlib
@@ -10,52 +11,43 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llmscale.data.files import replace_file
-from llmscale.run.demo_docstrings import LONGEST_HEAD, documented_functions, split_of, what_it_does
+from llmscale.run.demo_docstrings import conversations, documented_functions, split_of
 
-PAIRS = {"train": 1000, "validation": 200}
-"""At most."""
+FUNCTIONS = {"train": 500, "validation": 100}
+"""At most; of each there are two records."""
+LONGEST_CODE = 200
+"""Characters: a prompt twice, with its two answers, fits into a row of 256 tokens."""
+
+Record = dict[str, list[dict[str, str]]]
 
 
 def write_preferences(files: Iterable[Path], folder: Path) -> dict[str, int]:
     """Write `train.jsonl` and `validation.jsonl` with records {prompt, chosen, rejected}, lists of messages;
-    returns how many each has. A function is in one of the two, and so are all that share its question."""
-    summaries: dict[str, dict[str, str]] = {"train": {}, "validation": {}}
+    returns how many each has. A function is in one of the two, and so are all with its head."""
+    found: dict[str, dict[str, list[Record]]] = {"train": {}, "validation": {}}
     for file in files:
         text = file.read_text("utf-8", "replace")
-        found = summaries[split_of(text)]
         for function in documented_functions(text):
-            if len(function.head) <= LONGEST_HEAD:
-                found.setdefault(what_it_does(function), function.summary)
-    trained_on = summaries["train"].keys()
-    summaries["validation"] = {
-        question: summary
-        for question, summary in summaries["validation"].items()
-        if question not in trained_on
-    }
-    return {
-        split: _write(folder / f"{split}.jsonl", found, PAIRS[split]) for split, found in summaries.items()
-    }
+            turns = [conversation["messages"] for conversation in conversations(function)]
+            if len(turns) == 2 and len(function.code) <= LONGEST_CODE:
+                found[split_of(text)].setdefault(function.head, _records(*turns))
+    for head in found["train"]:
+        found["validation"].pop(head, None)
+    return {split: _write(folder / f"{split}.jsonl", found[split], most) for split, most in FUNCTIONS.items()}
 
 
-def _write(path: Path, summaries: dict[str, str], most: int) -> int:
-    """In an order that is random and the same everywhere, in which the next function's summary, if it says
-    something else, is the worse one."""
-    questions = sorted(summaries, key=lambda question: hashlib.sha256(question.encode()).digest())
-    others = [*questions[1:], *questions[:1]]
-    pairs = [
-        (question, summaries[question], summaries[other])
-        for question, other in zip(questions, others)
-        if summaries[question] != summaries[other]
-    ][:most]
+def _records(*turns: list[dict[str, str]]) -> list[Record]:
+    (asked, told), (wished, written) = turns
+    return [
+        {"prompt": [asked], "chosen": [told], "rejected": [written]},
+        {"prompt": [wished], "chosen": [written], "rejected": [told]},
+    ]
+
+
+def _write(path: Path, records: dict[str, list[Record]], most: int) -> int:
+    """Of functions in an order that is random and the same everywhere."""
+    heads = sorted(records, key=lambda head: hashlib.sha256(head.encode()).digest())[:most]
+    chosen = [record for head in heads for record in records[head]]
     with replace_file(path) as file:
-        file.writelines(json.dumps(_record(*pair)).encode() + b"\n" for pair in pairs)
-    return len(pairs)
-
-
-def _record(question: str, chosen: str, rejected: str) -> dict[str, list[dict[str, str]]]:
-    said = {
-        "prompt": ("user", question),
-        "chosen": ("assistant", chosen),
-        "rejected": ("assistant", rejected),
-    }
-    return {name: [{"role": role, "content": content}] for name, (role, content) in said.items()}
+        file.writelines(json.dumps(record).encode() + b"\n" for record in chosen)
+    return len(chosen)

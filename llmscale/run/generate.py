@@ -1,11 +1,9 @@
 """Generation, composed: a target's weights in this process, or in ranks that it talks to through pipes."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Protocol
 
 from llmscale.checkpoint.errors import CheckpointError
@@ -17,7 +15,6 @@ from llmscale.parallel.environment import RankEnvironment
 from llmscale.run.loaded_model import load_model
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.run.target import Target
-from llmscale.runtime.ranks import kill_ranks
 
 
 class Writer(Protocol):
@@ -51,13 +48,9 @@ def open_writer(target: Target) -> Iterator[Writer]:
         finally:
             disconnect()
         return
-    with tempfile.TemporaryDirectory(prefix="llmscale-generate-") as logs:
-        team = WritingTeam(target.ranks, serve, target, Path(logs))
-        try:
-            team.expect("ready")
-            yield team
-        finally:
-            kill_ranks(team.ranks)
+    with WritingTeam.opened(target.ranks, serve, target) as team:
+        team.expect("ready")
+        yield team
 
 
 def load_generator(target: Target, environment: RankEnvironment) -> "TextGenerator":

@@ -1,6 +1,8 @@
 """Ranks of this machine that a command starts, talks to through pipes, and ends."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,11 +10,12 @@ from typing import Any, TypeVar
 from llmscale.checkpoint.errors import CheckpointError
 from llmscale.config.problems import InputError
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.runtime.ranks import CONTEXT, RankProcess, start_rank
+from llmscale.runtime.ranks import CONTEXT, RankProcess, kill_ranks, start_rank
 from llmscale.runtime.rendezvous import LOOPBACK, interface_of, open_store
 
 LAST_WORDS_SECONDS = 10.0
 Subject = TypeVar("Subject")
+Team = TypeVar("Team", bound="RankTeam")
 
 
 class RanksFailed(Exception):
@@ -48,6 +51,19 @@ class RankTeam:
             self._pipes.append(here)
             self.ranks.append(start_rank(rank, serve, (subject, there), own, logs / f"rank-{rank}.log"))
             there.close()
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls: type[Team], world_size: int, serve: Callable[[Subject, Connection], int], subject: Subject
+    ) -> Iterator[Team]:
+        """The ranks, which end with the block; so do their logs."""
+        with tempfile.TemporaryDirectory(prefix="llmscale-ranks-") as logs:
+            team = cls(world_size, serve, subject, Path(logs))
+            try:
+                yield team
+            finally:
+                kill_ranks(team.ranks)
 
     def order(self, content: Any) -> None:
         """Send `content` to every rank.

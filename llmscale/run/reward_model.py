@@ -4,11 +4,9 @@ It comes from a run, one of its checkpoints (with PEFT: base, update and head), 
 for `AutoModelForSequenceClassification` with one label: `find_target(…, scores=True)`.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Protocol
 
 from llmscale.checkpoint.errors import CheckpointError
@@ -19,7 +17,6 @@ from llmscale.parallel.environment import RankEnvironment
 from llmscale.run.loaded_model import load_model
 from llmscale.run.rank_team import RankTeam, answer, answer_errors
 from llmscale.run.target import Target
-from llmscale.runtime.ranks import kill_ranks
 
 
 class RewardModel(Protocol):
@@ -57,13 +54,9 @@ def open_reward_model(target: Target) -> Iterator[RewardModel]:
         finally:
             disconnect()
         return
-    with tempfile.TemporaryDirectory(prefix="llmscale-score-") as logs:
-        team = _Team(target.ranks, serve, target, Path(logs))
-        try:
-            team.expect("ready")
-            yield team
-        finally:
-            kill_ranks(team.ranks)
+    with _Team.opened(target.ranks, serve, target) as team:
+        team.expect("ready")
+        yield team
 
 
 class _Here:

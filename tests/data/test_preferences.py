@@ -312,3 +312,11 @@ def test_the_answers_to_a_prompt_are_in_one_split(tmp_path: Path, chat_folder: P
     assert dealt[0].isdisjoint(dealt[1]) and len(dealt[0] | dealt[1]) == 61
     prompts = [{records[n]["prompt"] for n in numbers if n < 60} for numbers in dealt]
     assert prompts[0].isdisjoint(prompts[1]) and min(map(len, prompts)) >= 3
+
+
+def test_a_tokenizer_that_is_not_there_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n")
+    config = {"task": "dpo", "tokenizer": {"path": tmp_path / "none"}, "data": {"train": [str(path)]}}
+    (problem,) = check_data(Config.model_validate(config))
+    assert problem.key == "tokenizer.path" and "is no folder" in problem.message

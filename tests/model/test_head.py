@@ -23,7 +23,7 @@ from llmscale.objectives.regress import Regress
 from llmscale.objectives.table import objective_of
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
-from llmscale.run.export_head import with_head
+from llmscale.run.export_head import Padding, with_head
 from tests.ranks import run_ranks
 
 VOCABULARY, LENGTH, TEXTS, STEPS = 201, 16, 4, 20
@@ -99,8 +99,8 @@ def weights_of(engine: Engine) -> dict[str, Tensor]:
 
 def peer_of(config: Config, weights: dict[str, Tensor]) -> transformers.PreTrainedModel:
     tree = hugging_face_config(config.model, VOCABULARY, LENGTH)
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": PAD}
-    tree = with_head(tree, config.classify, special, None)
+    special = {"bos_token_id": None, "eos_token_id": None}
+    tree = with_head(tree | special, config.classify, Padding(PAD))
     described = transformers.AutoConfig.for_model(**tree)
     model = transformers.AutoModelForSequenceClassification.from_config(described)
     assert model.config.problem_type in ("single_label_classification", "regression")

@@ -172,12 +172,24 @@ def references(run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def test_references_of_all_kinds_are_the_same(place: Place, on_one_rank: dict[str, Run]) -> None:
-    off = one_rank(place, on_one_rank, "dpo lora")
+def test_references_of_all_kinds_are_the_same(place: Place) -> None:
+    """With dropout, which the reference never has, and whose draws it must not change."""
+    more = (*overrides(place, "dpo lora"), "model.dropout=0.1", "peft.dropout=0.1")
+    off = place.uninterrupted("lora-off", *more)
     assert not references(off)
     for kind in ("precomputed", "held"):
-        run = place.uninterrupted(f"lora-{kind}", *overrides(place, "dpo lora"), f"dpo.reference={kind}")
-        compare(run, off)
+        compare(place.uninterrupted(f"lora-{kind}", *more, f"dpo.reference={kind}"), off)
+
+
+def test_another_start_has_references_of_its_own(place: Place) -> None:
+    """Under the same name, before anything is trained."""
+    name, more = "another-start", (*overrides(place, "dpo"), "train.stop_at=1", "checkpoint.resume=never")
+    assert place.train(name, *more) == 0
+    first = references(place.run(name))
+    other = place.uninterrupted("other-base", "train.steps=3", "train.seed=9").folder
+    assert place.train(name, *more, f"train.init_from={other}") == 0, place.run(name).rank_logs()
+    both = references(place.run(name))
+    assert len(first) == 2 and len(both) == 4 and first.keys() < both.keys()
 
 
 def test_references_are_kept_and_damaged_ones_computed_anew(

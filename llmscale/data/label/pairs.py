@@ -34,10 +34,6 @@ class Judged:
     ranks: tuple[float, ...] | None
     """A human's, the lowest is the best; None: nobody has judged them."""
 
-    @property
-    def prompt_text(self) -> str:
-        return as_text(self.prompt)
-
 
 @dataclass(frozen=True)
 class Pair:

@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             content = content[: len(content) // 2]
         elif fault == "slow":
-            time.sleep(1.0)
+            time.sleep(3.0)
         elif fault == "short":  # says more than it sends
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))

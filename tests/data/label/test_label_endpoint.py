@@ -132,7 +132,7 @@ def test_whatever_goes_wrong_is_tried_again(tmp_path: Path) -> None:
     def faults(number: int) -> str | None:
         return FAULTS[number // 2] if number % 2 == 0 and number // 2 < len(FAULTS) else None
 
-    config = write_config(tmp_path, "", records(10), limits={"timeout_seconds": 0.5, "retries": 6})
+    config = write_config(tmp_path, "", records(10), limits={"timeout_seconds": 2.0, "retries": 6})
     with serving(FakeEndpoint(longer, faults, seconds=0.02)) as server:
         label(config, f"judge.endpoint={server.url}")
     assert len(server.bodies) == 20 + len(FAULTS)
