@@ -1,8 +1,6 @@
 """A run of reinforcement learning from its start to its end: pools are placed, models opened and restored,
 steps made, told and committed."""
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,36 +9,25 @@ from pathlib import Path
 
 import psutil
 
-from llmscale.config.problems import InputError, Problem
 from llmscale.config.rlhf_pools import Role
-from llmscale.config.rlhf_roles import needed_roles, pool_of, pools_of, role_config
+from llmscale.config.rlhf_roles import pools_of, role_config
 from llmscale.config.schema import Config
 from llmscale.control.exit_codes import EXIT_SAVED
 from llmscale.data.chat.encode import chat_encoder
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.data.prompts import Prompt, PromptReader, open_prompts
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.parallel.layout import Layout
 from llmscale.plan.parameters import model_parameters
-from llmscale.rlhf.cluster import connected
 from llmscale.rlhf.controller import Controller, Models, Outcome, State
 from llmscale.rlhf.group import Group
-from llmscale.rlhf.placement import asks_of, shortage
-from llmscale.rlhf.pool import Pool
 from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.transaction import Transaction, commit, kept_steps, manifest_hash, newest
+from llmscale.run.rlhf_groups import opened_groups
 from llmscale.runtime import stop_signal
 from llmscale.runtime.hooks import Hooks, RunStart, Sample, SaveRecord, StepRecord, ValidationRecord
 from llmscale.runtime.standard_hooks import standard_hooks
 
-OPENERS: dict[Role, str] = {
-    "actor": "llmscale.run.rlhf_roles:open_actor",
-    "critic": "llmscale.run.rlhf_roles:open_critic",
-    "reference": "llmscale.run.rlhf_roles:open_reference",
-    "reward": "llmscale.run.rlhf_roles:open_reward",
-    "rollout": "llmscale.run.rlhf_roles:open_rollout",
-}
 SHOWN = 4
 """Samples of a validation that are kept."""
 LEARNING: tuple[Role, ...] = ("actor", "critic")
@@ -53,45 +40,9 @@ def drive(config: Config, environment: RankEnvironment) -> int:
         InputError: the pools do not fit the Ray, or the prompts cannot be read.
     """
     with ExitStack() as opened:
-        groups = opened.enter_context(_groups(config))
+        groups = opened.enter_context(opened_groups(config))
         driver = opened.enter_context(_driver(config, groups))
         return 0 if driver.run() else EXIT_SAVED
-
-
-@contextmanager
-def _groups(config: Config) -> Iterator[dict[Role, Group]]:
-    """All models, each opened on every rank of its pool."""
-    cluster = config.cluster
-    threads = cluster.threads or 1
-    asks = asks_of(pools_of(config), cluster.cpus_per_process or threads, 1 if cluster.gpus_per_node else 0)
-    with connected(sum(ask.processes * ask.cpus for ask in asks)) as nodes, ExitStack() as opened:
-        problem = shortage(asks, nodes)
-        if problem is not None:
-            raise InputError([Problem("rlhf.pools", ", ".join(ask.name for ask in asks), problem)])
-        variables = {
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        pools: dict[str, Pool] = {}
-        for ask in asks:
-            pools[ask.name] = Pool(ask, variables, cluster.ray.wait_seconds)
-            opened.callback(pools[ask.name].close)
-        resolved = config.model_dump(mode="json")
-        calls = [
-            pools[pool_of(config, role)].open(role, OPENERS[role], {"config": resolved})
-            for role in needed_roles(config)
-        ]
-        for call in calls:
-            call.results()
-        yield {
-            role: Group(pools[pool_of(config, role)], role, _layout(config, role))
-            for role in needed_roles(config)
-        }
-
-
-def _layout(config: Config, role: Role) -> Layout:
-    of_role = role_config(config, role)
-    return Layout.of(of_role.parallel, of_role.world_size)
 
 
 @contextmanager
