@@ -69,6 +69,15 @@ class State:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """What a step is made of: prompts, the answers to them, and all that is known of these."""
+
+    prompts: list[Prompt]
+    experiences: list[Experience]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a step was."""
 
@@ -114,8 +123,9 @@ class Controller:
         self._handed_over: int | None = None
         """Step of the weights that the writers have."""
 
-    def step(self) -> Outcome:
-        """The next step; the state is that after it."""
+    def gather(self) -> Gathered:
+        """The answers of the next step, and all that is known of them. It can be repeated: it depends on the
+        state and the weights alone, and changes neither."""
         self.phases = {}
         asked = self.prompts.at(self.state.prompts, self.options.rollout.prompts)
         with self._phase("rollout"):
@@ -125,23 +135,31 @@ class Controller:
             experiences = self._rewarded(asked, experiences, texts)
         with self._phase("knowing"):
             experiences = self._knowing(experiences)
-        taught = lesson(experiences, self.options, self.kl.value)
+        return Gathered(asked, experiences, texts)
+
+    def learn(self, gathered: Gathered) -> Outcome:
+        """The step itself: models and state are those after it."""
+        taught = lesson(gathered.experiences, self.options, self.kl.value)
         with self._phase("learning"):
             figures = self._learn(taught.experiences)
-        figures |= self._told(experiences, taught.divergence)
+        figures |= self._told(gathered.experiences, taught.divergence)
         self._check(figures)
         self.state.step += 1
-        self.state.prompts += len(asked)
+        self.state.prompts += len(gathered.prompts)
         self.state.tokens += sum(one.answer_length for one in taught.experiences)
         if taught.divergence is not None:
-            self.kl = self.kl.after(taught.divergence, len(experiences))
+            self.kl = self.kl.after(taught.divergence, len(gathered.experiences))
         self.state.kl = self.kl.as_json()
         return Outcome(
             figures | {f"seconds_{name}": spent for name, spent in self.phases.items()},
-            experiences,
-            texts,
-            asked,
+            gathered.experiences,
+            gathered.texts,
+            gathered.prompts,
         )
+
+    def forget_writers(self) -> None:
+        """Those that write with weights of their own have been started again, and have none."""
+        self._handed_over = None
 
     def validate(self, prompts: Sequence[Prompt]) -> Outcome:
         """One answer to each of these, from which nothing is learned."""

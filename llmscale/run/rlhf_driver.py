@@ -94,7 +94,7 @@ class Driver:
         saved = state.step
         while state.step < config.train.last_step and not stop_signal.requested():
             began = time.perf_counter()
-            outcome = controller.step()
+            outcome = controller.learn(controller.gather())
             hooks.on_step(self._record(state, outcome, time.perf_counter() - began))
             if held_out and _is_due(config.train.validate_every, state.step):
                 self._validate(controller, held_out, hooks)
