@@ -7,19 +7,12 @@ from pydantic import JsonValue
 
 from llmscale.checkpoint.base import Base
 from llmscale.config.problems import Problem
-from llmscale.config.tuning import OF_METHOD, PeftSection
+from llmscale.config.tuning import NOT_WEIGHTS, OF_METHOD, PeftSection
 
 PEFT = "peft"
 """Where a manifest's description has the method and its options."""
 VOCABULARY = "vocabulary_size"
 """Where it has the rows of tokens that the model was trained with, which may be more than the base has."""
-NOT_WEIGHTS = {
-    "adapter": "puts layers of its own between those of the model, and no weights of the model can do that",
-    "prefix_tuning": "trains keys and values that are seen before each text, and no weights of the model",
-    "prompt_tuning": "trains tokens that stand before each text, and no weights of the model",
-    "p_tuning": "trains tokens that stand before each text, and no weights of the model",
-}
-"""Methods whose result cannot be merged, and why."""
 
 
 def tuning_options(peft: PeftSection) -> dict[str, JsonValue]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmscale.config.rlhf_environment import EnvironmentSection
 from llmscale.config.rlhf_pools import (
     PoolSection,
     RolesSection,
@@ -124,7 +125,8 @@ OF_ALGORITHM: dict[str, tuple[str, ...]] = {
 """Keys of `rlhf.update` that each algorithm reads."""
 
 WITHOUT_KL = ("raft", "best_of_n")
-"""Algorithms that have no reference, and so read nothing of `rlhf.kl`."""
+"""Algorithms that take the best answer to each prompt as it is: they have no advantages and no reference, and
+read nothing of `rlhf.kl`."""
 
 GROUPED = ("grpo", "rloo", "raft", "best_of_n")
 """Algorithms that compare the answers to one prompt whatever their options are."""
@@ -141,11 +143,16 @@ class RlhfSection(Section):
     """PPO with a critic (arXiv:1707.06347, arXiv:2203.02155), GRPO (arXiv:2402.03300), RLOO
     (arXiv:2402.14740), REINFORCE++ (arXiv:2501.03262); raft: fine-tuning on the best of several answers
     (arXiv:2304.06767); best_of_n: no training, the best answer is kept."""
+    chat_template: str | None = None
+    """One of ours (`plain`, `chatml`, `llama3`, `zephyr`) or a `.jinja` file. Left out: the tokenizer's own,
+    `plain` where it has none."""
     update: UpdateSection = UpdateSection()
     kl: KlSection = KlSection()
     overlong: OverlongSection = OverlongSection()
     rewards: list[RewardTerm] = []
-    """What answers are worth: the weighted sum of these."""
+    """What answers are worth: the weighted sum of these, and of what the environment gives."""
+    environment: EnvironmentSection | None = None
+    """What answers the answers, in conversations of several turns. Left out: an answer is the end."""
     rollout: RolloutSection = RolloutSection()
     validation: ValidationAnswersSection = ValidationAnswersSection()
     pools: dict[str, PoolSection] = {}
@@ -163,6 +170,20 @@ class RlhfSection(Section):
     def has_kl(self) -> bool:
         """A reference is asked."""
         return self.algorithm not in WITHOUT_KL and self.kl.coefficient > 0
+
+    @property
+    def takes_the_best(self) -> bool:
+        """Of the answers to a prompt, and looks at no other."""
+        return self.algorithm in WITHOUT_KL
+
+    @property
+    def learns(self) -> bool:
+        return self.algorithm != "best_of_n"
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that a model may write to one prompt, in all its turns."""
+        return self.rollout.max_new_tokens * (self.environment.turns if self.environment else 1)
 
     @property
     def compares_groups(self) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from llmscale.config.problems import Problem
 from llmscale.config.rlhf import OF_ALGORITHM, WITHOUT_KL, RlhfSection
+from llmscale.config.rlhf_environment import NAME as ENVIRONMENT
+from llmscale.config.rlhf_environment import environment_problems
 from llmscale.config.schema import Config
 
 
@@ -53,10 +55,46 @@ def bounds_leave_room(config: Config) -> Iterator[Problem]:
     if update.dual_clip is not None and update.dual_clip <= highest:
         message = f"must be above 1 + clip_high = {highest:g}: below it everything would be clipped"
         yield Problem("rlhf.update.dual_clip", update.dual_clip, message)
-    buffer, longest = config.rlhf.overlong.buffer, config.rlhf.rollout.max_new_tokens
+    buffer, longest = config.rlhf.overlong.buffer, config.rlhf.longest_answer
     if buffer > longest:
-        message = f"is more than the longest answer, rlhf.rollout.max_new_tokens = {longest}"
+        message = f"is more than the longest answer, of {longest} tokens (rlhf.rollout.max_new_tokens)"
         yield Problem("rlhf.overlong.buffer", buffer, message)
 
 
-RULES = (keys_of_algorithm, divergence_has_a_gradient, bounds_leave_room)
+def environment_can_be_used(config: Config) -> Iterator[Problem]:
+    section = config.rlhf.environment
+    if section is not None:
+        yield from environment_problems(section)
+
+
+def metrics_have_one_meaning(config: Config) -> Iterator[Problem]:
+    """`reward_NAME` is also what is told of all rewards together."""
+    taken = {"mean", "std", "best", *([ENVIRONMENT] if config.rlhf.environment else [])}
+    for place, reward in enumerate(config.rlhf.rewards):
+        name = reward.name_or_default
+        if name in taken:
+            yield Problem(
+                f"rlhf.rewards.{place}.name", name, f"is what metrics call another number: reward_{name}"
+            )
+
+
+def answers_are_written_ahead(config: Config) -> Iterator[Problem]:
+    rlhf = config.rlhf
+    if not rlhf.async_steps:
+        return
+    if not rlhf.learns:
+        message = "writes answers while the model learns, and best_of_n learns nothing; take 0"
+        yield Problem("rlhf.async_steps", rlhf.async_steps, message)
+    elif not rlhf.takes_the_best and rlhf.rollout.importance_cap is None:
+        message = "is what makes up for answers of the weights before (rlhf.async_steps=1); set it, such as 2"
+        yield Problem("rlhf.rollout.importance_cap", None, message)
+
+
+RULES = (
+    keys_of_algorithm,
+    divergence_has_a_gradient,
+    bounds_leave_room,
+    environment_can_be_used,
+    metrics_have_one_meaning,
+    answers_are_written_ahead,
+)

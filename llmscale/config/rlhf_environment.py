@@ -2,10 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
 
 from llmscale.config.problems import Problem
 from llmscale.config.rlhf_rewards import FUNCTION, WorkerSection
 from llmscale.config.section import PositiveFloat, PositiveInt, Section
+
+NAME = "environment"
+"""What metrics call its reward."""
 
 ENVIRONMENTS = {"guess_number": "llmscale.rlhf.guess_number:GuessNumber"}
 """Those that come along, by their names; each needs the standard library alone."""
@@ -24,6 +30,9 @@ class EnvironmentSection(Section):
     """Answers of the model in one conversation, at most."""
     step_seconds: PositiveFloat = 10.0
     """For one call of `reset` or `step`."""
+    max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Of the conversations of one step that may fail, and are left out of training; with more the run
+    stops."""
     worker: WorkerSection = WorkerSection()
     """Where environments live; `timeout_seconds` is for the calls of a whole batch."""
 

@@ -2,10 +2,29 @@
 
 from collections.abc import Iterator
 
+from llmscale.config import layout_checks
 from llmscale.config.problems import Problem
+from llmscale.config.rlhf_pools import Role
 from llmscale.config.rlhf_rewards import reward_problems
-from llmscale.config.rlhf_roles import needed_roles, pool_of, pools_of
+from llmscale.config.rlhf_roles import needed_roles, pool_of, pools_of, role_config
 from llmscale.config.schema import Config
+from llmscale.config.tuning import NOT_WEIGHTS
+
+UNREAD: dict[str, str] = {
+    "train.global_batch_size": "rlhf.rollout.prompts × rlhf.rollout.answers is what a step learns from",
+    "train.batch_warmup": "rlhf.rollout.prompts is the same in every step",
+    "train.epochs": "set train.steps",
+    "train.validation_batches": "rlhf.validation.prompts says how many are answered",
+    "train.early_stopping": "set train.stop_at",
+    "train.generate": "the answers of each validation are kept as they are",
+    "data.replay": "only task=sft can learn from it",
+    "data.forgetting": "the divergence from the reference tells how far a model has gone",
+    "sft.chat_template": "set rlhf.chat_template",
+    "checkpoint.keep_best": "set checkpoint.keep_every, and choose by reward_mean of the validations",
+    "parallel": "each model has its own in rlhf.roles.ROLE.parallel",
+    "zero": "each model has its own in rlhf.roles.ROLE.zero_stage",
+}
+"""Keys of other tasks, and what there is instead."""
 
 
 def roles_are_placed(config: Config) -> Iterator[Problem]:
@@ -38,9 +57,6 @@ def layouts_fill_pools(config: Config) -> Iterator[Problem]:
                 "replicas must fill it"
             )
             yield Problem(f"rlhf.roles.{role}.parallel", ranks, message)
-        if section.parallel.pipeline > 1 and section.zero_stage > 1:
-            message = "goes without pipeline stages only; take 1, or rlhf.roles.{role}.parallel.pipeline=1"
-            yield Problem(f"rlhf.roles.{role}.zero_stage", section.zero_stage, message.format(role=role))
         if role == "rollout" and ranks > 1:
             message = "a model of transformers is whole in each process; take tensor=1 and pipeline=1"
             yield Problem("rlhf.roles.rollout.parallel", ranks, message)
@@ -53,6 +69,9 @@ def rollout_fits(config: Config) -> Iterator[Problem]:
     if rollout.engine == "native" and rlhf.roles.actor.parallel.sequence:
         message = "is for training alone, and the actor writes its answers token by token; take false"
         yield Problem("rlhf.roles.actor.parallel.sequence", True, message)
+    if rollout.engine != "native" and config.peft.method in NOT_WEIGHTS:
+        message = f"{NOT_WEIGHTS[config.peft.method]}: only the actor itself can write; take native"
+        yield Problem("rlhf.rollout.engine", rollout.engine, message)
     if rollout.engine == "native" and rlhf.async_steps:
         message = "needs weights to answer with while the actor learns: rlhf.rollout.engine=transformers"
         yield Problem("rlhf.async_steps", rlhf.async_steps, message)
@@ -78,10 +97,43 @@ def what_it_needs(config: Config) -> Iterator[Problem]:
     if "reward" in needed_roles(config) and config.rlhf.roles.reward.init_from is None:
         message = "is needed for rewards of kind model: name a run of task=reward, or a folder of one"
         yield Problem("rlhf.roles.reward.init_from", None, message)
-    layout = config.parallel
-    if layout.tensor * layout.pipeline > 1:
-        message = "is of rlhf.roles.ROLE.parallel here, since each model has its own; leave this one out"
-        yield Problem("parallel", f"{layout.tensor} × {layout.pipeline}", message)
 
 
-RULES = (roles_are_placed, layouts_fill_pools, rollout_fits, what_it_needs)
+def layouts_fit_models(config: Config) -> Iterator[Problem]:
+    """What holds of any layout holds of each model's."""
+    if config.task != "rlhf" or list(roles_are_placed(config)):
+        return
+    for role in needed_roles(config):
+        own = role_config(config, role)
+        for rule in layout_checks.RULES:
+            for problem in rule(own):
+                yield Problem(_of_role(problem.key, role), problem.value, _of_role(problem.message, role))
+
+
+def _of_role(text: str, role: Role) -> str:
+    """Keys of a role's own config as the run's config has them."""
+    prefix = f"rlhf.roles.{role}"
+    return text.replace("zero.stage", f"{prefix}.zero_stage").replace("parallel.", f"{prefix}.parallel.")
+
+
+def keys_of_other_tasks(config: Config) -> Iterator[Problem]:
+    if config.task != "rlhf":
+        return
+    default = Config()
+    for key, instead in UNREAD.items():
+        value, left_out = config, default
+        for name in key.split("."):
+            value, left_out = getattr(value, name), getattr(left_out, name)
+        if value != left_out:
+            shown = value if isinstance(value, str | int | float) else "set"
+            yield Problem(key, shown, f"is not read by task=rlhf: {instead}; leave this one out")
+
+
+RULES = (
+    roles_are_placed,
+    layouts_fill_pools,
+    layouts_fit_models,
+    rollout_fits,
+    what_it_needs,
+    keys_of_other_tasks,
+)

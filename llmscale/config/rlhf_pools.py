@@ -73,9 +73,12 @@ class RolloutSection(Section):
     """To each of them."""
     max_new_tokens: PositiveInt = 64
     temperature: PositiveFloat = 1.0
-    """Below 1 the likelier tokens come more often; log-probabilities are those of what was drawn from."""
+    """Below 1 the likelier tokens come more often. Log-probabilities, of the rollout as of the trainer, are
+    those at this temperature, over all tokens."""
     top_k: PositiveInt | None = None
+    """Only so many of the likeliest tokens are drawn from."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only the likeliest tokens are drawn from that have this probability together."""
     batch: PositiveInt = 64
     """Answers that one replica writes at once."""
     importance_cap: PositiveFloat | None = 2.0

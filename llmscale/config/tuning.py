@@ -78,6 +78,13 @@ class PeftSection(Section):
 
 SWITCHED_OFF = ("lora", "dora", "adapter")
 """Methods without which the model is what it started from."""
+NOT_WEIGHTS = {
+    "adapter": "puts layers of its own between those of the model, and no weights of the model can do that",
+    "prefix_tuning": "trains keys and values that are seen before each text, and no weights of the model",
+    "prompt_tuning": "trains tokens that stand before each text, and no weights of the model",
+    "p_tuning": "trains tokens that stand before each text, and no weights of the model",
+}
+"""Methods whose result cannot be merged, and why."""
 
 OF_METHOD: dict[str, tuple[str, ...]] = {
     "none": (),

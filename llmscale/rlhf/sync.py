@@ -18,9 +18,7 @@ from llmscale.checkpoint.manifest import TensorEntry
 from llmscale.checkpoint.merged import MergedTensors
 from llmscale.checkpoint.shards import DTYPE_NAMES
 from llmscale.checkpoint.tensor_files import TensorSource
-from llmscale.checkpoint.tuned import NOT_WEIGHTS
-from llmscale.config.problems import Problem
-from llmscale.config.tuning import PeftSection
+from llmscale.config.tuning import NOT_WEIGHTS
 from llmscale.engine.engine import Engine
 from llmscale.engine.forward import telling_rank
 from llmscale.model.regions import Box, Region
@@ -28,16 +26,6 @@ from llmscale.model.tensors import hugging_face_shapes
 from llmscale.rlhf.buckets import Bucket, Shapes, dealt
 
 BUCKET_BYTES = 64 << 20
-
-
-def stream_problems(peft: PeftSection, key: str = "peft.method") -> Iterator[Problem]:
-    """What stands against giving a model's weights to one that has only those."""
-    if peft.method in NOT_WEIGHTS:
-        message = (
-            f"{NOT_WEIGHTS[peft.method]}, so that only the actor itself can write; "
-            "take rlhf.rollout.engine=native"
-        )
-        yield Problem(key, peft.method, message)
 
 
 def weight_shapes(engine: Engine) -> Shapes:
@@ -56,9 +44,9 @@ def buckets(engine: Engine, most_bytes: int = BUCKET_BYTES) -> Iterator[Bucket |
     Raises:
         ValueError: the model is tuned in a way that its weights do not tell.
     """
-    problems = list(stream_problems(engine.config.peft))
-    if problems:
-        raise ValueError(f"peft.method = {engine.config.peft.method} {problems[0].message}")
+    method = engine.config.peft.method
+    if method in NOT_WEIGHTS:
+        raise ValueError(f"peft.method = {method} {NOT_WEIGHTS[method]}")
     shapes, dtype = weight_shapes(engine), engine.chunks[0].config.params_dtype
     gathering = _Gathering(engine)
     added = {name: shape for name, shape in gathering.shapes.items() if name not in shapes}

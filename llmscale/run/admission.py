@@ -13,6 +13,7 @@ from llmscale.plan.neighbours import what_fits
 from llmscale.plan.report import bytes_text
 from llmscale.run.beginnings import check_base, check_init_from
 from llmscale.run.committed import committed_step
+from llmscale.run.rlhf_admission import check_rlhf
 from llmscale.runtime.run_folder import check_folder, check_resume
 
 MEMORY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -31,6 +32,8 @@ def check_run(config: Config, before: Mapping[Path, Config] | None = None) -> li
     folder = config.run_folder
     problems = check_data(config) + check_folder(folder)
     problems += pattern_problems(config.model, config.peft)
+    if config.task == "rlhf":
+        problems += check_rlhf(config, before)
     committed = committed_step(folder)
     problems += check_resume(config, folder, committed)
     if committed is None or config.checkpoint.resume == "never":

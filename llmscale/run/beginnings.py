@@ -78,6 +78,30 @@ def check_init_from(config: Config, before: Mapping[Path, Config] | None = None)
     ]
 
 
+def check_scorer(config: Config, source: Path, key: str, before: Mapping[Path, Config]) -> Iterator[Problem]:
+    """What stands against scoring texts of this run by the model in `source`, which the config's `key` names:
+    it must have a head of one score, and know the same tokens."""
+    try:
+        origin = _origin(source, before)
+    except CheckpointError as error:
+        yield Problem(key, source, str(error))
+        return
+    except InputError as error:
+        yield from (Problem(key, source, problem.message) for problem in error.problems)
+        return
+    if not origin.has_head:
+        yield Problem(key, source, "has no head that scores texts; name a run of task=reward")
+    path = config.tokenizer.path
+    if path is None or not (path / TOKENIZER).is_file() or origin.tokenizer_hash is None:
+        return
+    if tokenizer_hash(path) != origin.tokenizer_hash:
+        message = (
+            f"knows the tokens of another tokenizer (SHA-256 {origin.tokenizer_hash[:12]}…) than "
+            f"tokenizer.path = {path}, and is asked in tokens; train one with that tokenizer"
+        )
+        yield Problem(key, source, message)
+
+
 def check_base(config: Config) -> list[Problem]:
     """What stands against going on with a run, as far as it has trained few weights on top of a base: another
     method, other options, or a base that has gone. Whether a Hugging Face folder still has the same weights

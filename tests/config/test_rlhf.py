@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llmscale.config.load import resolve
 from llmscale.config.rlhf import OF_ALGORITHM, RlhfSection, UpdateSection
 from llmscale.config.rlhf_checks import RULES
 from llmscale.config.schema import Config
@@ -78,3 +79,62 @@ def test_what_follows_from_what_is_left_out() -> None:
     compared = section(algorithm="reinforce_plus_plus", update={"baseline": "group"})
     assert compared.compares_groups and section(algorithm="grpo").compares_groups
     assert not section(algorithm="reinforce_plus_plus").compares_groups
+
+
+PLACED: list[tuple[dict[str, Any], str, str]] = [
+    ({"rlhf": {"pools": {"all": {"roles": ["actor"]}}}}, "rlhf.pools", "the reference, which this run needs"),
+    (
+        {"rlhf": {"pools": {"all": {"roles": ["actor", "reference", "critic"]}}}},
+        "rlhf.pools.all.roles",
+        "names the critic, which this run does not have",
+    ),
+    (
+        {"rlhf": {"roles": {"actor": {"parallel": {"tensor": 3}}}}, "cluster": {"processes_per_node": 3}},
+        "rlhf.roles.actor.parallel.tensor",
+        "does not divide model.heads",
+    ),
+    (
+        {"rlhf": {"roles": {"actor": {"parallel": {"tensor": 2}}}}},
+        "rlhf.roles.actor.parallel",
+        "does not divide the 1 processes of the pool all",
+    ),
+    (
+        {
+            "rlhf": {"roles": {"reference": {"parallel": {"pipeline": 2}, "zero_stage": 3}}},
+            "cluster": {"processes_per_node": 2},
+        },
+        "rlhf.roles.reference.zero_stage",
+        "pipeline",
+    ),
+    (
+        {"rlhf": {"rollout": {"engine": "transformers"}}, "peft": {"method": "adapter"}},
+        "rlhf.rollout.engine",
+        "take native",
+    ),
+    ({"rlhf": {"async_steps": 1}}, "rlhf.async_steps", "rlhf.rollout.engine=transformers"),
+    ({"rlhf": {"rewards": []}}, "rlhf.rewards", "names no reward"),
+    ({"rlhf": {"rewards": ["model"]}}, "rlhf.roles.reward.init_from", "task=reward"),
+    ({"rlhf": {"rollout": {"answers": 1}}}, "rlhf.rollout.answers", "take 2 or more"),
+    ({"train": {"global_batch_size": 64}}, "train.global_batch_size", "rlhf.rollout.prompts"),
+    ({"sft": {"chat_template": "chatml"}}, "sft.chat_template", "set rlhf.chat_template"),
+    ({"zero": 3}, "zero", "rlhf.roles.ROLE.zero_stage"),
+    ({"train": {"init_from": None}}, "train.init_from", "is needed"),
+]
+
+
+@pytest.mark.parametrize(("tree", "key", "message"), PLACED, ids=str)
+def test_models_have_a_place_and_what_they_need(tree: dict[str, Any], key: str, message: str) -> None:
+    whole: dict[str, Any] = {
+        "task": "rlhf",
+        "model": {"preset": "tiny"},
+        "tokenizer": "tokenizer",
+        "data": {"train": ["prompts.jsonl"]},
+        **{name: section for name, section in tree.items() if name not in ("rlhf", "train")},
+        "train": {"init_from": "runs/sft", **tree.get("train", {})},
+        "rlhf": {"algorithm": "grpo", "rewards": ["python"], **tree.get("rlhf", {})},
+    }
+    config, problems = resolve(whole, "run")
+    assert config is None or problems
+    found = [(problem.key, problem.message) for problem in problems]
+    assert any(name == key and message in told for name, told in found), found
+    assert {name for name, _ in found} == {key}

@@ -100,6 +100,8 @@ def chat_options(config: Config) -> tuple[SftSection, str]:
     """How the task of a run reads conversations, and the section of its config that says so."""
     if config.task in ("reward", "dpo"):
         return SftSection(chat_template=config.preferences.chat_template), "preferences"
+    if config.task == "rlhf":
+        return SftSection(chat_template=config.rlhf.chat_template), "rlhf"
     return config.sft, "sft"
 
 

@@ -1,0 +1,70 @@
+"""What stands against a run of reinforcement learning, told before anything starts. No torch.
+
+Functions of rewards are imported once, in a subprocess, as they will be in the run.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from llmscale.config.problems import InputError, Problem
+from llmscale.config.rlhf_roles import needed_roles, role_config
+from llmscale.config.schema import Config
+from llmscale.data.chat.conversation import BadRecord
+from llmscale.data.chat.encode import chat_encoder
+from llmscale.data.prompt_records import Prompt, PromptReader
+from llmscale.data.records import Unreadable, record_source
+from llmscale.data.sources import HUB_PREFIX, BadText
+from llmscale.rlhf.rewards.checks import FIRST, field_problems, setup_problems
+from llmscale.run.beginnings import check_init_from, check_scorer
+
+
+def check_rlhf(config: Config, before: Mapping[Path, Config]) -> list[Problem]:
+    """Problems of the rewards, of what they ask of the records, and of where critic and reward model begin.
+
+    Args:
+        before: run folders that other runs will have filled by then.
+    """
+    return [
+        *setup_problems(config.rlhf.rewards),
+        *field_problems(config.rlhf.rewards, _first_prompts(config)),
+        *_beginnings(config, before),
+    ]
+
+
+def _first_prompts(config: Config) -> list[Prompt]:
+    """Of the sources that can be read at once; what is wrong with the others is told elsewhere."""
+    tokenizer = config.tokenizer.path
+    if tokenizer is None:
+        return []
+    try:
+        encoder = chat_encoder(config, tokenizer, config.train.sequence_length)
+    except InputError:
+        return []
+    reader = PromptReader(encoder, config.train.sequence_length)
+    found: list[Prompt] = []
+    for entry in (*config.data.train, *config.data.validation):
+        if str(entry.path).startswith(HUB_PREFIX):
+            continue
+        try:
+            for line, record in islice(record_source(entry.path), FIRST):
+                if not isinstance(record, Unreadable):
+                    found.append(reader.read(record, entry.fields, f"{entry.path}, line {line}"))
+        except (BadText, BadRecord, OSError):
+            continue
+    return found
+
+
+def _beginnings(config: Config, before: Mapping[Path, Config]) -> Iterator[Problem]:
+    """The actor's is told as that of every run."""
+    needed, roles = needed_roles(config), config.rlhf.roles
+    if "reward" in needed and roles.reward.init_from is not None:
+        yield from check_scorer(config, roles.reward.init_from, "rlhf.roles.reward.init_from", before)
+    for role in ("critic", "reference"):
+        own = role_config(config, role) if role in needed else config
+        if own.train.init_from == config.train.init_from:
+            continue
+        key = f"rlhf.roles.{role}.init_from"
+        for problem in check_init_from(own, before):
+            told = problem.message.replace("train.init_from", key)
+            yield Problem(problem.key.replace("train.init_from", key), problem.value, told)
