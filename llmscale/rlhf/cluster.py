@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
+import llmscale
 from llmscale.rlhf.placement import Node
+from llmscale.runtime import stop_signal
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 500_000_000
@@ -22,21 +25,45 @@ def connected(cpus: int) -> Iterator[list[Node]]:
     Args:
         cpus: what a Ray of our own shall count.
     """
-    options = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", **options)
-    else:
-        ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address=LOOPBACK,
-            **options,
-        )
+    with _in_folder_of_code():
+        _connect(cpus)
+    # Ray has put a handler of its own there, which would end this process at once.
+    stop_signal.install()
     try:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+def is_on_a_ray() -> bool:
+    """Whether this process was started on a Ray, which is there for others too."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _connect(cpus: int) -> None:
+    options = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    if is_on_a_ray():
+        ray.init(address="auto", **options)
+        return
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _node_ip_address=LOOPBACK,
+        **options,
+    )
+
+
+@contextmanager
+def _in_folder_of_code() -> Iterator[None]:
+    """Ray has all workers look for modules where this process stands when it connects, before anywhere else:
+    the code that this process runs from, not a checkout that may have changed since."""
+    before = Path.cwd()
+    os.chdir(Path(llmscale.__file__).parents[1])
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _nodes() -> list[Node]:

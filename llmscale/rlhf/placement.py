@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmscale.config.rlhf_pools import PoolSection
+from llmscale.config.rlhf_roles import pools_of
+from llmscale.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,18 @@ class PoolAsk:
         each = f"{self.cpus} CPU{'' if self.cpus == 1 else 's'}" + (
             f" and {self.gpus} GPU" if self.gpus else ""
         )
-        return f"{self.name} ({', '.join(self.roles)}): {self.processes} × {each}"
+        roles = f" ({', '.join(self.roles)})" if self.roles else ""
+        return f"{self.name}{roles}: {self.processes} × {each}"
+
+
+DRIVER = PoolAsk("driver", (), 1, 1, 0, "PACK")
+"""What gives the orders, on a Ray that is there already. Beside one of its own it takes no place on it."""
+
+
+def pool_asks(config: Config) -> list[PoolAsk]:
+    """What the pools of a run ask for. Where the config names no CPUs: one a process."""
+    cluster = config.cluster
+    return asks_of(pools_of(config), cluster.cpus_per_process or 1, 1 if cluster.gpus_per_node else 0)
 
 
 def asks_of(pools: Mapping[str, PoolSection], cpus: int, gpus: int) -> list[PoolAsk]:

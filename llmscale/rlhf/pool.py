@@ -5,12 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.exceptions
 import ray.util
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llmscale.rlhf.placement import PoolAsk
@@ -98,29 +99,27 @@ class Pool:
     """The workers of a pool, placed and joined.
 
     Args:
-        ask: what Ray is asked for.
+        ask: what Ray was asked for.
+        group: the place that it gave (`places.py`), which becomes the pool's own.
         variables: of the environment, for every worker.
-        seconds: how long the place may take to be free.
 
     Raises:
-        WorkerLost: a worker ended before it was ready. TimeoutError: no place in time.
+        WorkerLost: a worker ended before it was ready.
     """
 
-    def __init__(self, ask: PoolAsk, variables: Mapping[str, str], seconds: float) -> None:
+    def __init__(self, ask: PoolAsk, group: PlacementGroup, variables: Mapping[str, str]) -> None:
         self.ask = ask
-        self.group: PlacementGroup = placement_group(ask.bundles, ask.strategy)
+        self.group = group
         self.hosts: list[str] = ["?"] * ask.processes
         self._workers: list[Any] = []
         try:
-            if not self.group.wait(seconds):
-                raise TimeoutError(f"{ask}: no place in {seconds:.0f} s")
             self._start(variables)
         except BaseException:
             self.close()
             raise
 
     def _start(self, variables: Mapping[str, str]) -> None:
-        remote = ray.remote(Worker)
+        remote, directory = ray.remote(Worker), str(Path.cwd())
         for bundle in range(self.ask.processes):
             self._workers.append(
                 remote.options(
@@ -129,7 +128,7 @@ class Pool:
                     max_restarts=0,
                     runtime_env={"env_vars": dict(variables)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, bundle),
-                ).remote()
+                ).remote(directory)
             )
         addresses = self._addresses()
         local_ranks = [addresses[:rank].count(address) for rank, address in enumerate(addresses)]

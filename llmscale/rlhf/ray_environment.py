@@ -4,10 +4,17 @@ import os
 import secrets
 
 
-def prepare_ray_environment() -> None:
+def prepare_ray_environment(is_on_a_ray: bool) -> None:
     """For a Ray of our own, if `RAY_ADDRESS` names none: nobody else gets in, and it listens on the loopback
-    interface only."""
+    interface only.
+
+    Args:
+        is_on_a_ray: whether the run asks for one that is there (`cluster.kind=ray`). Else `RAY_ADDRESS` is of
+            something else that its user does with Ray.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not is_on_a_ray:
+        os.environ.pop("RAY_ADDRESS", None)
     if not os.environ.get("RAY_ADDRESS"):
         os.environ |= {
             "RAY_AUTH_MODE": "token",

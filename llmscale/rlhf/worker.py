@@ -16,9 +16,14 @@ from llmscale.runtime.rendezvous import interface_of, open_store
 
 
 class Worker:
-    """Its methods run in the order in which the driver calls them, one at a time."""
+    """Its methods run in the order in which the driver calls them, one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        directory: where relative paths of the config begin.
+    """
+
+    def __init__(self, directory: str) -> None:
+        os.chdir(directory)
         self._roles: dict[str, Any] = {}
         self._store: Any = None
 

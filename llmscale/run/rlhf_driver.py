@@ -20,6 +20,7 @@ from llmscale.parallel.environment import RankEnvironment
 from llmscale.plan.parameters import model_parameters
 from llmscale.rlhf.controller import Controller, Models, Outcome, State
 from llmscale.rlhf.group import Group
+from llmscale.rlhf.places import NoPlace
 from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.transaction import Transaction, commit, kept_steps, manifest_hash, newest
@@ -34,13 +35,18 @@ LEARNING: tuple[Role, ...] = ("actor", "critic")
 
 
 def drive(config: Config, environment: RankEnvironment) -> int:
-    """The whole run; returns 0 when it is complete, 75 when it was asked to stop and has saved.
+    """The whole run; returns 0 when it is complete, 75 when it was asked to stop and has saved, or found no
+    place for its pools.
 
     Raises:
         InputError: the pools do not fit the Ray, or the prompts cannot be read.
     """
     with ExitStack() as opened:
-        groups = opened.enter_context(opened_groups(config))
+        try:
+            groups = opened.enter_context(opened_groups(config))
+        except NoPlace as reason:
+            print(reason, flush=True)
+            return EXIT_SAVED
         driver = opened.enter_context(_driver(config, groups))
         return 0 if driver.run() else EXIT_SAVED
 

@@ -1,20 +1,24 @@
-"""The models of a run of reinforcement learning as groups of workers: their pools placed, and each model opened
-on every process of its pool."""
+"""The models of a run of reinforcement learning as groups of workers: their pools placed, and each model
+opened on every process of its pool."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from llmscale.config.problems import InputError, Problem
 from llmscale.config.rlhf_pools import Role
-from llmscale.config.rlhf_roles import needed_roles, pool_of, pools_of, role_config
+from llmscale.config.rlhf_roles import needed_roles, pool_of, role_config
 from llmscale.config.schema import Config
 from llmscale.parallel.layout import Layout
-from llmscale.rlhf.cluster import connected
+from llmscale.rlhf.cluster import connected, is_on_a_ray
 from llmscale.rlhf.group import Group
-from llmscale.rlhf.placement import asks_of, shortage
+from llmscale.rlhf.placement import DRIVER, Node, PoolAsk, pool_asks, shortage
+from llmscale.rlhf.places import reserve
 from llmscale.rlhf.pool import Pool
+from llmscale.run.committed import committed_step
+from llmscale.runtime.events import read_events
 
 OPENERS: dict[Role, str] = {
     "actor": "llmscale.run.rlhf_roles:open_actor",
@@ -28,20 +32,13 @@ OPENERS: dict[Role, str] = {
 @contextmanager
 def opened_groups(config: Config) -> Iterator[dict[Role, Group]]:
     """All models, each opened on every rank of its pool."""
-    cluster = config.cluster
-    threads = cluster.threads or 1
-    asks = asks_of(pools_of(config), cluster.cpus_per_process or threads, 1 if cluster.gpus_per_node else 0)
+    asks = pool_asks(config)
     with connected(sum(ask.processes * ask.cpus for ask in asks)) as nodes, ExitStack() as opened:
-        problem = shortage(asks, nodes)
-        if problem is not None:
-            raise InputError([Problem("rlhf.pools", ", ".join(ask.name for ask in asks), problem)])
-        variables = {
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
+        _check_room(config, asks, nodes)
+        places = reserve(asks, config.cluster.ray.wait_seconds)
         pools: dict[str, Pool] = {}
         for ask in asks:
-            pools[ask.name] = Pool(ask, variables, cluster.ray.wait_seconds)
+            pools[ask.name] = Pool(ask, places[ask.name], _variables(config))
             opened.callback(pools[ask.name].close)
         resolved = config.model_dump(mode="json")
         calls = [
@@ -54,6 +51,30 @@ def opened_groups(config: Config) -> Iterator[dict[Role, Group]]:
             role: Group(pools[pool_of(config, role)], role, _layout(config, role))
             for role in needed_roles(config)
         }
+
+
+def _check_room(config: Config, asks: Sequence[PoolAsk], nodes: Sequence[Node]) -> None:
+    """What never fits is bad input; a run that has had its place waits for nodes to come back.
+
+    Raises:
+        InputError: the pools do not fit these nodes, were they idle.
+    """
+    problem = shortage([*asks, DRIVER] if is_on_a_ray() else asks, nodes)
+    if problem is not None and not _had_place(config.run_folder):
+        raise InputError([Problem("rlhf.pools", ", ".join(ask.name for ask in asks), problem)])
+
+
+def _had_place(folder: Path) -> bool:
+    restarted = any(event.kind == "restarted" for event in read_events(folder))
+    return restarted or committed_step(folder) is not None
+
+
+def _variables(config: Config) -> dict[str, str]:
+    """Of the environment of all workers, wherever Ray has started them."""
+    return config.cluster.environment | {
+        "OMP_NUM_THREADS": str(config.cluster.threads or 1),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
 
 
 def _layout(config: Config, role: Role) -> Layout:
