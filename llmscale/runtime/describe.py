@@ -26,6 +26,13 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
         return f"stopped early at step {step}: {details['cause']}"
     if kind in ("failed", "hanging", "straggling"):
         return f"{kind} at step {step or 0}: {_culprit(details)}{details.get('cause', '')}"
+    if kind == "worker_lost":
+        who = f"{' and '.join(details['roles'])} (pool {details['pool']})"
+        return f"worker lost after step {step or 0}: {who}, {_culprit(details)}{details['cause']}"
+    if kind == "pool_restarted":
+        return (
+            f"restarted pool {details['pool']} ({', '.join(details['roles'])}) in {details['seconds']:.1f} s"
+        )
     if kind == "requeued":
         return f"requeued ({details.get('requeue', '?')}): {details.get('cause', '')}"
     if kind == "node_lost":
@@ -54,7 +61,9 @@ def data_lines(parts: Mapping[str, Any]) -> Iterator[str]:
 
 def validation_numbers(details: Mapping[str, Any]) -> Iterator[str]:
     """What a validation found, number by number: "loss 1.2345", "perplexity 3.44", …"""
-    yield f"loss {details['loss']:.4f}"
+    for name in ("reward", "loss"):
+        if details.get(name) is not None:
+            yield f"{name} {details[name]:.4f}"
     if details.get("perplexity") is not None:
         yield f"perplexity {details['perplexity']:.2f}"
     for name, value in details.get("metrics", {}).items():
@@ -63,6 +72,24 @@ def validation_numbers(details: Mapping[str, Any]) -> Iterator[str]:
     forgetting = details.get("forgetting")
     if forgetting:
         yield f"forgetting {forgetting['score']:+.4f}"
+
+
+def step_numbers(record: Mapping[str, Any]) -> Iterator[str]:
+    """How good a step was, number by number: the loss, or what the answers of it were worth."""
+    if "reward_mean" not in record:
+        yield f"loss {record['loss']:.4f}"
+        if record.get("accuracy") is not None:
+            yield f"accuracy {record['accuracy']:.1%}"
+        return
+    yield f"reward {record['reward_mean']:.3f}"
+    if record.get("kl_answer") is not None:
+        yield f"KL {record['kl_answer']:.3g}"
+    yield f"{record['answer_tokens']:.3g} tokens an answer"
+    for name, said in (("truncated_share", "cut off"), ("unrewarded_share", "without reward")):
+        if record.get(name):
+            yield f"{record[name]:.1%} {said}"
+    if record.get("rollout_gap") is not None:
+        yield f"gap {record['rollout_gap']:.1g}"
 
 
 def _culprit(details: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, ValidationRecord
 from llmscale.runtime.lines import append_line, is_whole, read_lines
+from llmscale.runtime.sample_file import as_json
 
 FILE_NAME = "events.jsonl"
 RECENT_BYTES = 2**18
@@ -34,6 +35,8 @@ Kind = Literal[
     "validated",
     "hanging",
     "straggling",
+    "worker_lost",
+    "pool_restarted",
     "stopped_early",
     "preempted",
     "failed",
@@ -107,17 +110,15 @@ class EventHook(Hook):
             self.log.write("tuned", start.step, **trained, parameters=start.parameters)
 
     def on_validation(self, record: ValidationRecord) -> None:
-        details: dict[str, Any] = {
-            "loss": record.loss,
-            "perplexity": record.perplexity,
-            "seconds": record.seconds,
-        }
+        details: dict[str, Any] = {"perplexity": record.perplexity, "seconds": record.seconds}
+        aims = {"loss": record.loss, "reward": record.reward}
+        details = {**{name: value for name, value in aims.items() if value is not None}, **details}
         if record.metrics:
             details["metrics"] = dict(record.metrics)
         if record.forgetting is not None:
             details["forgetting"] = asdict(record.forgetting)
         if record.samples:
-            details["samples"] = [asdict(sample) for sample in record.samples]
+            details["samples"] = [as_json(sample) for sample in record.samples]
         self.log.write("validated", record.step, **details)
 
     def on_early_stop(self, step: int, reason: str) -> None:

@@ -71,14 +71,30 @@ class Sample:
 
     prompt: str
     text: str
+    reward: float | None = None
+    """What it is worth; None where nothing tells, or where what should has failed."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """The parts of it, by name, before their weights."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step is about, of a task whose steps have parts."""
+
+    step: int
+    """The one that is being made; the first is 1."""
+    name: str
+    """`rollout`, `learning`, …: a word of the task."""
+    count: int = 0
+    """Of the things that it is about, answers; 0: nobody counts."""
 
 
 @dataclass(frozen=True)
 class ValidationRecord:
     step: int
     """Steps done; 0 before the first."""
-    loss: float
-    """Mean over all that counts in the data of the task."""
+    loss: float | None
+    """Mean over all that counts in the data of the task: what is to fall. None for a task of rewards."""
     perplexity: float | None
     """None where the loss is not of tokens."""
     seconds: float
@@ -86,6 +102,8 @@ class ValidationRecord:
     """The objective's own."""
     forgetting: Forgetting | None = None
     samples: Sequence[Sample] = ()
+    reward: float | None = None
+    """Mean over the answers to held-out prompts: what is to grow. None for a task of losses."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +124,17 @@ class Hook:
     def on_phase(self, phase: Phase) -> None:
         """When something other than the step before begins, and when steps go on."""
 
+    def on_waiting(self, waits: bool) -> None:
+        """Once a second while this process only waits for others, whose time is limited; False: no more."""
+
+    def on_part(self, part: Part) -> None:
+        """When a part of a step begins."""
+
     def on_step(self, record: StepRecord) -> None:
         """After every optimizer step."""
+
+    def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """After a step, now and then: some of what it has learned from."""
 
     def on_validation(self, record: ValidationRecord) -> None:
         """After every validation."""
@@ -136,9 +163,21 @@ class Hooks(Hook):
         for hook in self.hooks:
             hook.on_phase(phase)
 
+    def on_waiting(self, waits: bool) -> None:
+        for hook in self.hooks:
+            hook.on_waiting(waits)
+
+    def on_part(self, part: Part) -> None:
+        for hook in self.hooks:
+            hook.on_part(part)
+
     def on_step(self, record: StepRecord) -> None:
         for hook in self.hooks:
             hook.on_step(record)
+
+    def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for hook in self.hooks:
+            hook.on_samples(step, samples)
 
     def on_validation(self, record: ValidationRecord) -> None:
         for hook in self.hooks:

@@ -1,7 +1,7 @@
 """A run on the terminal: a live bar, or plain lines where there is no terminal.
 
-It reads `metrics.jsonl` and `events.jsonl` as they grow, so it stands in the agent, lives through
-restarts of the ranks, and needs no words with them.
+It reads `metrics.jsonl` and `events.jsonl` as they grow, and which part of a step it is, so it stands in the
+agent, lives through restarts of the ranks, and needs no words with them.
 """
 
 import json
@@ -11,23 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from llmscale.config.rlhf_roles import pools_of
 from llmscale.config.schema import Config
 from llmscale.runtime import events, metrics
-from llmscale.runtime.describe import describe_event, duration, quantity
+from llmscale.runtime.describe import describe_event, duration, quantity, step_numbers
 from llmscale.runtime.lines import is_whole
+from llmscale.runtime.parts import Now, read_part
 from llmscale.runtime.watcher import Watcher
 
 READ_SECONDS = 0.2
 LINE_SECONDS = 10.0
 """Without a terminal: seconds between lines."""
-SAID = ("prepared", "referred", "resumed", "tuned", "saved", "validated", "stopped_early")
+SAID = (
+    *("prepared", "referred", "resumed", "tuned", "saved", "validated", "stopped_early"),
+    *("worker_lost", "pool_restarted"),
+)
 """Events that are a line each."""
 SPEED_STEPS = 20
 """Steps over which the time that is left is judged."""
@@ -76,11 +81,18 @@ class Progress(Watcher):
         self.recent: deque[float] = deque(maxlen=SPEED_STEPS)
         self.next_read = 0.0
         self.next_line = 0.0
+        self.began = time.time()
         how = config.logging.progress
         self.bar = how == "bar" or (how == "auto" and console.is_terminal)
         self.lines = how == "lines" or (how == "auto" and not self.bar)
         self.live = Live(console=console, auto_refresh=False, transient=False) if self.bar else None
-        self.spinner = Spinner("dots", f"starting {config.world_size} ranks")
+        self.folder = folder
+        self.has_parts = config.task == "rlhf"
+        self.said_part: Now | None = None
+        """Without a terminal: the newest that has a line."""
+        workers = sum(pool.processes for pool in pools_of(config).values()) if self.has_parts else 0
+        self.start = f"starting {workers} workers" if workers else f"starting {config.world_size} ranks"
+        self.spinner = Spinner("dots", self.start)
 
     def __enter__(self) -> "Progress":
         if self.live:
@@ -112,11 +124,34 @@ class Progress(Watcher):
             if event["event"] == "stopped_early":
                 self.steps = event["step"]
         if self.live:
-            self.live.update(self._bar() if self.latest else self.spinner, refresh=True)
-        elif self.lines and self.latest and (last or time.monotonic() >= self.next_line):
-            self.next_line = time.monotonic() + LINE_SECONDS
+            self.live.update(self._shown(last), refresh=True)
+        elif self.lines and (last or time.monotonic() >= self.next_line):
+            self._say_line(last)
+
+    def _say_line(self, last: bool) -> None:
+        """The newest step; where none has ended since the last line, what the one that lasts is at."""
+        part = self._part() if self.latest is None and not last else None
+        if self.latest is None and part in (None, self.said_part):
+            return
+        self.next_line = time.monotonic() + LINE_SECONDS
+        if self.latest is not None:
             self.say(self._line(self.latest))
             self.latest = None
+        elif part is not None:
+            self.said_part = part
+            self.say(str(part))
+
+    def _part(self) -> Now | None:
+        found = read_part(self.folder) if self.has_parts else None
+        # What an earlier start has left tells nothing about this one.
+        return None if found is None or found.since < self.began else found
+
+    def _shown(self, last: bool) -> RenderableType:
+        part = None if last else self._part()
+        if self.latest is None:
+            self.spinner.update(text=str(part or self.start))
+            return self.spinner
+        return self._bar() if part is None else Group(self._bar(), Text(f"  {part}", style="dim"))
 
     def _line(self, record: dict[str, Any]) -> str:
         return f"step {record['step']}/{self.steps}  " + "  ".join(self._numbers(record))
@@ -132,12 +167,11 @@ class Progress(Watcher):
         return table
 
     def _numbers(self, record: dict[str, Any]) -> Iterator[str]:
-        yield f"loss {record['loss']:.4f}"
-        if record.get("accuracy") is not None:
-            yield f"accuracy {record['accuracy']:.1%}"
+        yield from step_numbers(record)
         yield f"{quantity(record['tokens_per_second'])} tokens/s"
         if record.get("mfu") is not None:
             yield f"MFU {record['mfu']:.1%}"
         yield f"ETA {duration((self.steps - record['step']) * sum(self.recent) / len(self.recent))}"
-        if record.get("memory_bytes"):
+        # Of a run of reinforcement learning it would be that of the driver, which holds no model.
+        if record.get("memory_bytes") and "reward_mean" not in record:
             yield f"{record['memory_bytes'] / 2**30:.2f} GiB"

@@ -3,12 +3,12 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from llmscale.config.schema import Config
-from llmscale.runtime.hooks import Hook, RunStart, StepRecord, ValidationRecord
+from llmscale.runtime.hooks import Hook, RunStart, Sample, StepRecord, ValidationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ class WandbHook(Hook):
         self.folder = folder
         self.mode = mode
         self.run: Any = None
-        self.samples: list[tuple[int, str, str]] = []
-        """Rows of the table: step, prompt, text."""
+        self.samples: dict[str, list[tuple[int, Sample]]] = {}
+        """Of each table: steps, and what was written then."""
 
     def on_start(self, start: RunStart) -> None:
         self._attempt(self._open)
@@ -55,15 +55,21 @@ class WandbHook(Hook):
             }
             self._attempt(lambda: self.run.log(numbers, step=record.step))
 
+    def on_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        if self.run is not None:
+            name = "training_samples"
+            self._attempt(lambda: self.run.log({name: self._table(name, step, samples)}, step=step))
+
     def on_validation(self, record: ValidationRecord) -> None:
         if self.run is not None:
             self._attempt(lambda: self.run.log(self._of_validation(record), step=record.step))
 
     def _of_validation(self, record: ValidationRecord) -> dict[str, Any]:
         """Numbers by name, and the table of all samples so far."""
-        found: dict[str, Any] = {"validation/loss": record.loss}
-        if record.perplexity is not None:
-            found["validation/perplexity"] = record.perplexity
+        aims = {"loss": record.loss, "reward": record.reward, "perplexity": record.perplexity}
+        found: dict[str, Any] = {
+            f"validation/{name}": value for name, value in aims.items() if value is not None
+        }
         for name, value in record.metrics.items():
             if isinstance(value, (int, float)):
                 found[f"validation/{name}"] = value
@@ -71,14 +77,23 @@ class WandbHook(Hook):
             found["forgetting/loss"] = record.forgetting.loss
             found["forgetting/score"] = record.forgetting.score
         if record.samples:
-            import wandb  # noqa: PLC0415 -- optional, and slow to import
-
-            self.samples += [(record.step, sample.prompt, sample.text) for sample in record.samples]
-            # A table that was sent cannot be added to.
-            found["samples"] = wandb.Table(columns=["step", "prompt", "text"])
-            for row in self.samples:
-                found["samples"].add_data(*row)
+            found["samples"] = self._table("samples", record.step, record.samples)
         return found
+
+    def _table(self, name: str, step: int, samples: Sequence[Sample]) -> Any:
+        """All samples so far, with their rewards and the parts of those."""
+        import wandb  # noqa: PLC0415 -- optional, and slow to import
+
+        kept = self.samples.setdefault(name, [])
+        kept += [(step, sample) for sample in samples]
+        parts = list(dict.fromkeys(part for _, sample in kept for part in sample.rewards))
+        rewards = ["reward", *parts] if parts or any(sample.reward is not None for _, sample in kept) else []
+        # A table that was sent cannot be added to.
+        table = wandb.Table(columns=["step", "prompt", "text", *rewards])
+        for at, sample in kept:
+            values = [sample.reward, *(sample.rewards.get(part) for part in parts)] if rewards else []
+            table.add_data(at, sample.prompt, sample.text, *values)
+        return table
 
     def on_end(self, step: int, preempted: bool) -> None:
         if self.run is not None:
