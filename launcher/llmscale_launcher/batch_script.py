@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmscale.config.cluster import ClusterSection
 from llmscale_launcher.backends.base import JobRequest
-from llmscale_launcher.ray.placement import ask_of
+from llmscale_launcher.ray.placement import agents_of, ask_of
 from llmscale_launcher.template import Lines, Value, Words, render, templates_folder
 
 SCRIPT_NAME = "job.sbatch"
@@ -49,6 +49,7 @@ def script_values(request: JobRequest) -> dict[str, Value]:
         "SRUN_OPTIONS": Words(tuple(_srun_options(request))),
         "NODES": str(cluster.nodes),
         "CPUS": str(ask_of(cluster).cpus),
+        "DRIVER_CPUS": str(agents_of(request.config).cpus if request.config.task == "rlhf" else 0),
         "GPUS": str(cluster.gpus_per_node),
         "DASHBOARD_HOST": cluster.ray.dashboard_host,
         "EXPORT": Lines(tuple(f"{name}={shlex.quote(value)}" for name, value in cluster.environment.items())),

@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from llmscale.config.load import load_config
+from llmscale.config.schema import Config
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.plan.devices import device_named
 from llmscale.plan.memory import fullest_rank
 from llmscale.plan.neighbours import what_fits
 from llmscale.plan.report import bytes_text, plan_report, suggestions
+from llmscale.plan.rlhf_neighbours import too_large, what_fits_pools
+from llmscale.plan.rlhf_report import processes_on_a_node, rlhf_report
 from llmscale.plan.speed import ASSUMED_UTILISATION
+from llmscale.run.rlhf_room import check_room
 
 
 def plan(
@@ -36,6 +41,9 @@ def plan(
     """
     loaded = load_config(config, overrides or [])
     vocabulary_size = resolved_vocabulary_size(loaded)
+    if loaded.task == "rlhf":
+        _plan_pools(loaded, vocabulary_size, device)
+        return
     target = device_named(device, loaded.cluster.processes_per_node)
     console = Console()
     console.print(plan_report(loaded, vocabulary_size, target, mfu))
@@ -45,4 +53,18 @@ def plan(
     missing = bytes_text(memory.total - target.memory)
     console.print(f"[red]Does not fit:[/red] ranks of pipeline stage {stage} miss {missing}.")
     console.print(suggestions(what_fits(loaded, vocabulary_size, target.memory)))
+    raise typer.Exit(2)
+
+
+def _plan_pools(config: Config, vocabulary_size: int, device: str) -> None:
+    """Of reinforcement learning: each pool, and what a Ray that runs already has no room for."""
+    target, console = device_named(device, processes_on_a_node(config)), Console()
+    console.print(rlhf_report(config, vocabulary_size, target))
+    problems = [problem.message for problem in check_room(config)]
+    problems += too_large(config, vocabulary_size, target)
+    if not problems:
+        return
+    for problem in problems:
+        console.print("[red]Does not fit:[/red]", Text(problem), soft_wrap=True)
+    console.print(suggestions(what_fits_pools(config, vocabulary_size, target.memory)))
     raise typer.Exit(2)

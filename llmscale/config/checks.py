@@ -8,6 +8,7 @@ from llmscale.config import (
     layout_checks,
     preference_checks,
     rlhf_checks,
+    rlhf_cluster_checks,
     rlhf_pool_checks,
     tuning_checks,
 )
@@ -222,6 +223,7 @@ RULES: tuple[Rule, ...] = (
     *tuning_checks.RULES,
     *preference_checks.RULES,
     *rlhf_checks.RULES,
+    *rlhf_cluster_checks.RULES,
     *rlhf_pool_checks.RULES,
     *cluster_checks.RULES,
 )

@@ -23,7 +23,7 @@ def plan_report(config: Config, vocabulary_size: int, device: Device, utilisatio
 
 def _world_table(config: Config, wanted: Amounts) -> Table:
     parallel, train, cluster = config.parallel, config.train, config.cluster
-    table = _table("World")
+    table = titled_table("World")
     product = f"{parallel.tensor} × {parallel.pipeline} × {config.data_parallel}"
     table.add_row("tensor × pipeline × data", f"{product} = {config.world_size} ranks")
     table.add_row("nodes × processes", f"{cluster.nodes} × {cluster.processes_per_node}")
@@ -36,7 +36,9 @@ def _world_table(config: Config, wanted: Amounts) -> Table:
 
 def _memory_table(config: Config, stage: int, memory: RankMemory, device: Device) -> Table:
     where = f", pipeline stage {stage}" if config.parallel.pipeline > 1 else ""
-    table = _table(f"Memory of the fullest rank{where} (ZeRO-{config.zero.stage}, {config.train.precision})")
+    table = titled_table(
+        f"Memory of the fullest rank{where} (ZeRO-{config.zero.stage}, {config.train.precision})"
+    )
     for kind, size in memory.kinds.items():
         table.add_row(kind, bytes_text(size))
     fits = memory.total <= device.memory
@@ -50,7 +52,7 @@ def _memory_table(config: Config, stage: int, memory: RankMemory, device: Device
 
 
 def _run_table(config: Config, wanted: Amounts, device: Device, utilisation: float) -> Table:
-    table, epochs = _table("Run"), config.train.epochs
+    table, epochs = titled_table("Run"), config.train.epochs
     table.add_row("parameters", f"{wanted.parameters:,}")
     if config.outputs == 0:
         table.add_row("labels", "those of the data, whose head is not counted")
@@ -99,7 +101,7 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def _table(title: str) -> Table:
+def titled_table(title: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, title_style="bold", min_width=60)
     table.add_column(overflow="fold")
     table.add_column(justify="right", overflow="fold")

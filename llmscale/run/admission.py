@@ -11,6 +11,8 @@ from llmscale.plan.devices import RANK_OVERHEAD, USABLE, Device, device_named
 from llmscale.plan.memory import fullest_rank
 from llmscale.plan.neighbours import what_fits
 from llmscale.plan.report import bytes_text
+from llmscale.plan.rlhf_neighbours import too_large, what_fits_pools
+from llmscale.plan.rlhf_report import processes_on_a_node
 from llmscale.run.beginnings import check_base, check_init_from
 from llmscale.run.committed import committed_step
 from llmscale.run.rlhf_admission import check_rlhf
@@ -59,6 +61,9 @@ def check_fits(config: Config) -> Iterator[Problem]:
     except InputError as error:  # a missing tokenizer is told by the checks of data too
         yield from (problem for problem in error.problems if problem.key != "tokenizer.path")
         return
+    if config.task == "rlhf":
+        yield from _pools_fit(config, vocabulary_size, device)
+        return
     stage, memory = fullest_rank(config, vocabulary_size)
     if memory.total <= device.memory:
         return
@@ -71,6 +76,13 @@ def check_fits(config: Config) -> Iterator[Problem]:
     yield Problem("cluster.device", name, message)
 
 
+def _pools_fit(config: Config, vocabulary_size: int, device: Device) -> Iterator[Problem]:
+    ways_out = what_fits_pools(config, vocabulary_size, device.memory)
+    hint = "; what would fit: " + ", or ".join(" ".join(way) for way in ways_out) if ways_out else ""
+    for message in too_large(config, vocabulary_size, device):
+        yield Problem("cluster.device", config.cluster.device, message + hint)
+
+
 def _device(config: Config, name: str) -> Device:
     """The device of a rank; of a CPU elsewhere, its share of the memory that is asked for.
 
@@ -78,11 +90,12 @@ def _device(config: Config, name: str) -> Device:
         InputError: there is no such device.
     """
     cluster = config.cluster
+    ranks = processes_on_a_node(config) if config.task == "rlhf" else cluster.processes_per_node
     if name.lower() == "cpu" and cluster.memory is not None:
         number, unit = cluster.memory.rstrip("KMGT"), cluster.memory[-1]
         node = int(number) * MEMORY_UNITS.get(unit, MEMORY_UNITS["M"])
-        return Device("CPU", max(int(node * USABLE) // cluster.processes_per_node - RANK_OVERHEAD, 0), None)
+        return Device("CPU", max(int(node * USABLE) // ranks - RANK_OVERHEAD, 0), None)
     try:
-        return device_named(name, cluster.processes_per_node)
+        return device_named(name, ranks)
     except InputError as error:
         raise InputError([Problem("cluster.device", name, error.problems[0].message)]) from None

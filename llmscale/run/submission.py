@@ -17,6 +17,7 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.schema import Config
 from llmscale.run.admission import check_fits, check_run
 from llmscale.run.endings import CANCELLED_NAME
+from llmscale.run.rlhf_room import check_room
 from llmscale.runtime.events import EventLog
 from llmscale.runtime.run_folder import read_agent, write_config
 
@@ -30,7 +31,7 @@ def check_jobs(jobs: Sequence[PlannedJob]) -> None:
     before: dict[Path, Config] = {}
     problems: dict[str, Problem] = {}
     for job in jobs:
-        found = backend(job.config.cluster.kind).check(job.config)
+        found = [*backend(job.config.cluster.kind).check(job.config), *check_room(job.config)]
         for folder, config in job.runs.items():
             found += [*check_run(config, before), *check_fits(config)]
             before[folder] = config

@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 
 from llmscale.data.train_tokenizer import train_tokenizer
+from llmscale.runtime.metrics import read_metrics
 from tests.cluster.runs import DP2, SlurmPlace
 from tests.cluster.waiting import wait_until
 
@@ -49,13 +50,27 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft": {"task": "sft", "train.steps": 4},
     "reward": {"task": "reward", "train.steps": 3},
     "dpo": {"task": "dpo", "train.steps": 3, "train.init_from": "{sft}"},
+    "rlhf": {
+        "task": "rlhf",
+        "train": {"steps": 2, "init_from": "{sft}", "micro_batch_size": 2, "precision": "fp32"},
+        "rlhf.pools.train": {"roles": ["actor", "reference"], "processes": 2, "placement": "spread"},
+        "rlhf.pools.scoring": {"roles": ["critic", "reward"], "processes": 2, "placement": "spread"},
+        "rlhf.roles.reward.init_from": "{reward}",
+        "rlhf.rewards": [{"kind": "model"}, {"kind": "python", "weight": 0.5}],
+        "rlhf.rollout": {"prompts": 4, "answers": 2, "max_new_tokens": 8},
+        "cluster.kind": "ray",
+        "cluster.ray.within": "slurm",
+        "cluster.nodes": 2,
+        "cluster.processes_per_node": 2,
+    },
 }
 MATRIX = "model.layers.0.self_attn.q_proj.weight"
-BEGUN_FROM = {"sft": "pretrain", "reward": "sft", "dpo": "sft"}
+BEGUN_FROM = {"sft": "pretrain", "reward": "sft", "dpo": "sft", "rlhf": "sft"}
 
 
 def write_pipeline(place: SlurmPlace) -> Path:
-    """From nothing to preferences: each stage with a seed of its own, and the records that it needs."""
+    """From nothing to preferences and to a reward model: each stage with a seed of its own, and the records
+    that it needs. The last one has its models on a Ray inside its allocation."""
     folder = place.place.folder
     said = [f"What is {number}? It is {number**2}." for number in range(200)]
     train_tokenizer(said, folder / "tokenizer", 366, "bpe", threads=1)
@@ -67,7 +82,7 @@ def write_pipeline(place: SlurmPlace) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     stages = []
     for number, (name, overrides) in enumerate(STAGES.items()):
-        data = "sft" if name == "sft" else "preferences"
+        data = "sft" if name in ("sft", "rlhf") else "preferences"
         read = {} if name == "pretrain" else chosen | {"data.train": [str(folder / f"{data}.jsonl")]}
         stages.append(
             {"name": name, "config": "slurm.yaml", "overrides": overrides | read | {"train.seed": number + 1}}
@@ -82,8 +97,12 @@ def is_near(one: Tensor, other: Tensor) -> bool:
     return bool((one.float() - other.float()).norm() < 0.5 * other.float().norm())
 
 
-def test_pipeline_from_nothing_to_preferences(slurm_place: SlurmPlace) -> None:
+def test_pipeline_from_nothing_to_reinforcement(slurm_place: SlurmPlace) -> None:
     cluster = slurm_place.cluster
+
+    def has_workers(node: str) -> bool:
+        return bool(cluster.nodes[node].pids("ray::Worker"))
+
     slurm_place.llmscale("submit", str(write_pipeline(slurm_place)))
     group = json.loads((slurm_place.root / "chain" / "pipeline.json").read_text())
     stages = [slurm_place.submitted(stage["run"].rsplit("/", 1)[1]) for stage in group["stages"]]
@@ -92,11 +111,13 @@ def test_pipeline_from_nothing_to_preferences(slurm_place: SlurmPlace) -> None:
     assert [text.partition("(")[0] for text in waiting[1:]] == [
         f"afterok:{stage.job}" for stage in stages[:-1]
     ]
-    for stage in stages:
+    for stage in stages[:-1]:
         stage.finish()
+    stages[-1].wait_until(lambda: all(map(has_workers, ("node1", "node2"))), "both nodes have workers", 120)
+    stages[-1].finish()
     jobs = [cluster.job(stage.job) for stage in stages]
     assert all(before["end_time"] <= after["start_time"] for before, after in zip(jobs, jobs[1:]))
-    assert [stage.run.last_step() for stage in stages] == [6, 4, 3, 3]
+    assert [stage.run.last_step() for stage in stages] == [6, 4, 3, 3, 2]
     runs = {name: stage.run for name, stage in zip(STAGES, stages)}
     for name, before in BEGUN_FROM.items():
         config = yaml.safe_load((runs[name].folder / "config.yaml").read_text())
@@ -105,7 +126,9 @@ def test_pipeline_from_nothing_to_preferences(slurm_place: SlurmPlace) -> None:
     assert "score.weight" in runs["reward"].tensors()
     assert runs["dpo"].stream()[0][3] == pytest.approx(math.log(2), abs=1e-4)
     found = standing(slurm_place, "chain")
-    assert [run["state"] for run in found.values()] == ["done"] * 4
+    assert [run["state"] for run in found.values()] == ["done"] * 5
+    (first, _) = read_metrics(runs["rlhf"].folder)
+    assert first["first_ratio"] == 1 and {"reward_model", "reward_python"} <= set(first)
 
 
 def test_failed_stage_stops_the_pipeline(slurm_place: SlurmPlace) -> None:

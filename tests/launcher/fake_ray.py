@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+HAS = {"CPU": 4.0, "GPU": 1.0, "memory": "12.000 GiB"}
+"""What each machine has."""
+
 
 class FakeRay:
     """Set `jobs[...]["status"]` and the like between calls."""
@@ -35,7 +38,16 @@ class FakeRay:
             case "GET", ["api", "version"]:
                 return 200, {"ray_version": self.version}
             case "GET", ["api", "v0", _]:
-                return 200, {"data": {"result": {"result": [{"state": state} for state in self.machines]}}}
+                nodes = [
+                    {
+                        "state": state,
+                        "node_id": str(place),
+                        "node_ip": f"10.0.0.{place}",
+                        "resources_total": HAS,
+                    }
+                    for place, state in enumerate(self.machines)
+                ]
+                return 200, {"data": {"result": {"result": nodes}}}
             case "GET", ["api", "jobs"]:
                 return 200, [*self.jobs.values(), {"submission_id": None, "status": "RUNNING"}]
             case "POST", ["api", "jobs"] if self.not_ready:

@@ -15,6 +15,7 @@ from llmscale_launcher.backends.table import backend
 from llmscale_launcher.job import JobRecord, write_whole
 from llmscale_launcher.ray.jobs import JobServer, user_token
 from llmscale_launcher.ray.local import find_local_ray, state_folder
+from llmscale_launcher.ray.placement import Machine
 
 from llmscale.config.schema import Config
 from tests.launcher.fake_ray import FakeRay, fake_ray
@@ -163,7 +164,7 @@ def test_what_the_job_server_says_is_passed_on(ray: FakeRay) -> None:
     assert server.job("b") is None
     assert list(server.jobs()) == ["a"]
     ray.machines = ["ALIVE", "DEAD", "ALIVE"]
-    assert server.machines() == 2
+    assert server.machines() == [Machine("0", "10.0.0.0", 4, 1), Machine("2", "10.0.0.2", 4, 1)]
     with pytest.raises(SubmitError, match=r"refused \(500\): ValueError: what is that\?"):
         server._ask("POST", "/api/jobs/a/dance")
 

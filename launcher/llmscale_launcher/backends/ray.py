@@ -25,7 +25,7 @@ from llmscale_launcher.batch_script import ray_script
 from llmscale_launcher.job import JobRecord, JobState, write_whole
 from llmscale_launcher.ray.jobs import STOP_VARIABLES, JobServer, RayJob, user_token
 from llmscale_launcher.ray.local import find_local_ray, local_ray
-from llmscale_launcher.ray.placement import ask_of
+from llmscale_launcher.ray.placement import Machine, agents_of, cpus_in_all
 
 SCRIPT_NAME = "job.sh"
 MOST_QUERIES = 16
@@ -48,7 +48,7 @@ class RayBackend:
             problems.append(Problem("cluster.container", config.cluster.container.image, message))
         if config.cluster.ray.within == "slurm":
             return problems + SlurmBackend().check(config)
-        ask = ask_of(config.cluster)
+        ask = agents_of(config)
         if ask.nodes > 1 and ask.strategy == "STRICT_SPREAD":
             message = "a local Ray is one machine: set cluster.ray.placement=pack, or cluster.ray.address"
             problems.append(Problem("cluster.nodes", ask.nodes, message))
@@ -84,9 +84,8 @@ class RayBackend:
         ray = request.config.cluster.ray
         if ray.address is not None:
             return _submit(JobServer(ray.address, user_token()), request, host=None)
-        ask = ask_of(request.config.cluster)
         # CPUs of a local Ray are a count, not cores: a laptop may run more ranks than it has cores.
-        cpus = max(os.cpu_count() or 1, ask.cpus * ask.nodes)
+        cpus = max(os.cpu_count() or 1, cpus_in_all(request.config))
         with local_ray(cpus, ray.dashboard_host) as found:
             return _submit(found.server(), request, host=socket.gethostname())
 
@@ -135,6 +134,19 @@ class RayPlace:
 def _place(record: JobRecord) -> RayPlace:
     place = record.cluster or {}
     return RayPlace(place["address"], place["host"])
+
+
+def running_machines(config: Config) -> list[Machine] | None:
+    """Machines of the Ray that the run would go to; None where it is started for it.
+
+    Raises:
+        SubmitError: it does not answer, or does not let us in.
+    """
+    ray = config.cluster.ray
+    if ray.address is not None:
+        return JobServer(ray.address, user_token()).machines()
+    found = None if _in_slurm(config) else find_local_ray()
+    return None if found is None else found.server().machines()
 
 
 def _in_slurm(config: Config) -> bool:

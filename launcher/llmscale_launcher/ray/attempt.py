@@ -19,7 +19,7 @@ from llmscale.control.exit_codes import EXIT_DONE, EXIT_FAILED, EXIT_SAVED
 from llmscale_launcher.ray.actor import AgentStart
 from llmscale_launcher.ray.coordinator import CoordinatorProcess
 from llmscale_launcher.ray.nodes import RayNodes
-from llmscale_launcher.ray.placement import ask_of, exit_code_without_place, shortage, smaller_sizes
+from llmscale_launcher.ray.placement import agents_of, exit_code_without_place, shortage, smaller_sizes
 
 POLL_SECONDS = 0.25
 REMIND_SECONDS = 60.0
@@ -71,7 +71,7 @@ class Attempt:
         self.config = read_resolved(run_folder / "config.yaml")
         self.commands = commands or llmscale_commands(self.config)
         self.name = uuid.uuid4().hex[:12]
-        self.nodes = RayNodes(ask_of(self.config.cluster))
+        self.nodes = RayNodes(agents_of(self.config))
         self.stop_signal: signal.Signals | None = None
         self.stop_passed_on = False
         self.left: dict[int, int] = {}
@@ -140,8 +140,10 @@ class Attempt:
         return exit_code_without_place(self.nodes.ask, machines, self.ran_before)
 
     def _preflight(self) -> int:
-        """Have all nodes looked at before training; returns 0 where they are fit."""
-        if not (self.preflight and self.config.cluster.preflight):
+        """Have all nodes looked at before training; returns 0 where they are fit. Where workers of
+        reinforcement learning will be is not known yet, and the driver's own machine is to give orders."""
+        wanted = self.preflight and self.config.cluster.preflight
+        if not wanted or self.config.task == "rlhf":
             return EXIT_DONE
         variables = {
             "LLMSCALE_RENDEZVOUS": self.nodes.first_endpoint(),
@@ -203,7 +205,9 @@ class Attempt:
         )
 
     def _variables(self) -> dict[str, str]:
-        return {"LLMSCALE_NODES": str(self.nodes.ask.nodes), "LLMSCALE_JOB": self.name}
+        own = {"LLMSCALE_NODES": str(self.nodes.ask.nodes), "LLMSCALE_JOB": self.name}
+        # Where its workers are to be placed. All that Ray starts has its token already.
+        return own | ({"RAY_ADDRESS": self.nodes.ray_address()} if self.config.task == "rlhf" else {})
 
     def _fill_places(self, coordinator: str) -> None:
         """Place agents again whose machines were lost, and those that have had no place so far."""

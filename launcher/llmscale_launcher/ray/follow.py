@@ -71,7 +71,7 @@ class JobFollower:
         said = "it has not answered so far"
         while not self.asked_to_stop:
             try:
-                found = self.server.machines()
+                found = len(self.server.machines())
                 if found >= count:
                     return
                 said = f"it has {found} of {count} machines"

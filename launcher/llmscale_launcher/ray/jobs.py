@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from llmscale_launcher.backends.base import SubmitError
+from llmscale_launcher.ray.placement import Machine
 
 ANSWER_SECONDS = 10.0
 SUBMIT_SECONDS = 60.0
@@ -94,10 +95,19 @@ class JobServer:
         found = cast(list[dict[str, Any]], self._ask("GET", "/api/jobs/"))
         return {item["submission_id"]: _as_job(item) for item in found if item.get("submission_id")}
 
-    def machines(self) -> int:
-        """How many machines of this Ray are alive."""
+    def machines(self) -> list[Machine]:
+        """Those of this Ray that are alive."""
         listed = self._object("GET", "/api/v0/nodes?limit=10000")["data"]["result"]["result"]
-        return sum(node["state"] == "ALIVE" for node in listed)
+        return [
+            Machine(
+                id=node["node_id"],
+                address=node["node_ip"],
+                cpus=node["resources_total"].get("CPU", 0.0),
+                gpus=node["resources_total"].get("GPU", 0.0),
+            )
+            for node in listed
+            if node["state"] == "ALIVE"
+        ]
 
     def logs(self, id: str) -> str:
         """Everything that the entrypoint has written."""

@@ -52,6 +52,10 @@ class RayNodes:
         """Of the machine that this process runs on, as the others reach it."""
         return str(_ray().util.get_node_ip_address())
 
+    def ray_address(self) -> str:
+        """HOST:PORT by which other processes find this Ray."""
+        return str(_ray().get_runtime_context().gcs_address)
+
     def reserve(self, nodes: int) -> None:
         """Ask for bundles for the first `nodes` nodes; an earlier wish is taken back."""
         self._release()

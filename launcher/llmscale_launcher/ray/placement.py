@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmscale.config.cluster import ClusterSection
+from llmscale.config.rlhf_roles import pools_of
+from llmscale.config.schema import Config
 from llmscale.control.exit_codes import EXIT_BAD_INPUT, EXIT_SAVED
+
+HEAD = "node:__internal_head__"
+"""What Ray's head has 1 of, and no other node has any of."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +23,13 @@ class Ask:
     gpus: int
     """A node."""
     strategy: Literal["STRICT_SPREAD", "PACK"]
+    on_head: bool = False
+    """On the machine of Ray's head."""
 
     @property
     def bundle(self) -> dict[str, float]:
-        return {"CPU": float(self.cpus)} | ({"GPU": float(self.gpus)} if self.gpus else {})
+        gpus = {"GPU": float(self.gpus)} if self.gpus else {}
+        return {"CPU": float(self.cpus)} | gpus | ({HEAD: 0.001} if self.on_head else {})
 
     def __str__(self) -> str:
         nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
@@ -58,6 +66,28 @@ def ask_of(cluster: ClusterSection) -> Ask:
         gpus=cluster.gpus_per_node,
         strategy="STRICT_SPREAD" if cluster.ray.placement == "spread" else "PACK",
     )
+
+
+def agents_of(config: Config) -> Ask:
+    """What the agents of a run ask for. Of reinforcement learning there is one, whose rank gives orders to
+    workers that find places of their own, and computes on no GPU."""
+    if config.task != "rlhf":
+        return ask_of(config.cluster)
+    return Ask(nodes=1, cpus=1, gpus=0, strategy="PACK", on_head=_is_of_the_run(config.cluster))
+
+
+def _is_of_the_run(cluster: ClusterSection) -> bool:
+    """Whether the Ray is started for this run alone, with one CPU more on its head than work needs."""
+    return cluster.ray.address is None and cluster.ray.within == "slurm"
+
+
+def cpus_in_all(config: Config) -> int:
+    """CPUs that a Ray must count for the run, on whatever machines."""
+    if config.task != "rlhf":
+        ask = ask_of(config.cluster)
+        return ask.cpus * ask.nodes
+    processes = sum(pool.processes for pool in pools_of(config).values())
+    return processes * (config.cluster.cpus_per_process or 1) + agents_of(config).cpus
 
 
 def room(ask: Ask, machines: Sequence[Machine]) -> int:
