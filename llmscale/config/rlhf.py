@@ -161,6 +161,9 @@ class RlhfSection(Section):
     roles: RolesSection = RolesSection()
     async_steps: Annotated[int, Field(ge=0, le=1)] = 0
     """1: answers are written while the model learns from those before (not with `rollout.engine: native`)."""
+    call_seconds: PositiveFloat | None = 1800.0
+    """How long a call of a model on all its processes may take, such as writing the answers of a step. Then
+    the process that holds up the others is named, with its stack, and they start again. `null`: no limit."""
 
     @property
     def has_critic(self) -> bool:

@@ -17,8 +17,9 @@ from typing import Literal
 
 from llmscale.config.cluster import WatchdogSection
 
-Phase = Literal["starting", "training", "validating", "saving", "leaving"]
-"""What a rank is about. Only steps come so regularly that their absence means something."""
+Phase = Literal["starting", "training", "validating", "saving", "leaving", "waiting"]
+"""What a rank is about. Only steps come so regularly that their absence means something, and beats while a
+rank is waiting: for processes that are no ranks, and whose time it limits itself."""
 
 TIMED_STEPS = 100
 NAME_FACTOR = 4.0
@@ -119,14 +120,20 @@ class _Stall:
         self.phases: frozenset[str] = frozenset()
         self.since = 0.0
         self.named = False
+        self.pulse = 0
+        """Beats so far while all ranks are waiting, else 0."""
+        self.waits = False
+        """Steps are as long as what ranks wait for: they tell nothing of the next ones."""
 
     def observe(self, now: float, beats: Mapping[int, Beat], blind: bool) -> Suspect | Hang | None:
         step = min(beat.step for beat in beats.values())
         phases = frozenset(beat.phase for beat in beats.values())
+        pulse = sum(beat.count for beat in beats.values()) if phases == {"waiting"} else 0
+        self.waits |= pulse > 0
         if blind:
             self.since = now
-        if step != self.step or phases != self.phases:
-            only_training = phases == self.phases == {"training"}
+        if step != self.step or phases != self.phases or pulse != self.pulse:
+            only_training = phases == self.phases == {"training"} and not self.waits
             if only_training and step > self.step and not blind:
                 steps = step - self.step
                 if self.only_first:
@@ -135,11 +142,15 @@ class _Stall:
                 self.only_first = not self.times
                 self.times.extend([(now - self.since) / steps] * min(steps, TIMED_STEPS))
             self.step, self.phases, self.since, self.named = step, phases, now, False
+            self.pulse = pulse
         return self._judge(now - self.since)
 
     def _judge(self, seconds: float) -> Suspect | Hang | None:
         name_after = restart_after = self.options.start_seconds
-        if self.phases == {"training"} and self.times:
+        if self.pulse:
+            name_after = self.options.name_after
+            restart_after = max(self.options.restart_after, name_after)
+        elif self.phases == {"training"} and self.times:
             slowest = max(self.times)
             name_after = max(self.options.name_after, NAME_FACTOR * slowest)
             restart_after = max(self.options.restart_after, RESTART_FACTOR * slowest, name_after)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from llmscale.parallel.layout import Layout
-from llmscale.rlhf.pool import Calls, Pool
+from llmscale.rlhf.calls import Calls
+from llmscale.rlhf.pool import Pool
 
 Result = TypeVar("Result")
 

@@ -1,10 +1,8 @@
-"""A pool: worker processes that Ray has placed, and calls of their methods. With `cluster.py` the only place
-that knows Ray."""
+"""A pool: worker processes that Ray has placed, calls of their methods, and another set of them where one of
+the first is lost."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +12,12 @@ import ray.util
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from llmscale.rlhf.calls import Calls
 from llmscale.rlhf.placement import PoolAsk
+from llmscale.rlhf.places import reserve
+from llmscale.rlhf.pulse import Pulse
+from llmscale.rlhf.team import Team
 from llmscale.rlhf.worker import Worker
-
-GRACE_SECONDS = 5.0
-"""In which it shows who was the first to fail."""
-
-
-class WorkerLost(Exception):
-    """A process of a pool has ended, or does not answer. Its pool has to be started again."""
-
-    def __init__(self, pool: str, rank: int, host: str, cause: str) -> None:
-        super().__init__(f"pool {pool}, rank {rank} on {host}: {cause}")
-        self.pool = pool
-        self.rank = rank
-        self.host = host
-        self.cause = cause
-
-
-class WorkerFailed(Exception):
-    """A method of a role has raised an error, which is in the message; trying again may not help."""
-
-
-@dataclass(frozen=True)
-class Calls:
-    """The same method under way on workers of a pool."""
-
-    pool: "Pool"
-    ranks: Sequence[int]
-    references: Sequence[Any]
-    what: str
-
-    def results(self, seconds: float | None = None) -> list[Any]:
-        """What each rank returned, in the order of the ranks.
-
-        Args:
-            seconds: how long the slowest may take; None: for ever.
-
-        Raises:
-            WorkerLost: a process has ended, or is not done in time. WorkerFailed: it raised an error.
-        """
-        waiting, deadline = list(self.references), None if seconds is None else time.monotonic() + seconds
-        while waiting:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
-            if not done:
-                late = [self.ranks[self.references.index(reference)] for reference in waiting]
-                cause = f"{self.what} is not done after {seconds:.0f} s (waiting: ranks {late})"
-                raise self.pool.lost(late[0], cause)
-            if self._failure(done[0]) is not None:
-                # One that has failed leaves the others waiting for it in a collective, or tears them along.
-                ray.wait(self.references, num_returns=len(self.references), timeout=GRACE_SECONDS)
-                raise self._first_cause()
-        return ray.get(list(self.references))
-
-    def _failure(self, reference: Any) -> Exception | None:
-        """Why a call that is done has failed; None where it has not."""
-        try:
-            ray.get(reference, timeout=0)
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-            return error
-        except ray.exceptions.GetTimeoutError:
-            return None
-        return None
-
-    def _first_cause(self) -> WorkerLost | WorkerFailed:
-        """A process that has ended before errors that its peers have met because of it."""
-        failures = {rank: self._failure(one) for rank, one in zip(self.ranks, self.references)}
-        for rank, error in failures.items():
-            if isinstance(error, ray.exceptions.RayActorError):
-                return self.pool.lost(rank, f"has ended during {self.what} ({_first_line(error)})")
-        own = {rank: error for rank, error in failures.items() if error is not None}
-        causes = {rank: error for rank, error in own.items() if not _is_of_a_peer(error)} or own
-        rank, error = next(iter(causes.items()))
-        return WorkerFailed(f"{self.what} on {self.pool.of(rank)}: {error}")
-
-
-def _is_of_a_peer(error: Exception) -> bool:
-    """torch tells of a process group whose other end has gone."""
-    return any(sign in str(error) for sign in ("gloo/transport", "Connection reset", "NCCL"))
 
 
 class Pool:
@@ -102,23 +27,67 @@ class Pool:
         ask: what Ray was asked for.
         group: the place that it gave (`places.py`), which becomes the pool's own.
         variables: of the environment, for every worker.
+        run_folder: where workers write their logs and, when they are asked, their stacks.
+        place_seconds: how long another place may take to be free, and workers to be there.
+        call_seconds: how long a call may take; None: for ever.
 
     Raises:
         WorkerLost: a worker ended before it was ready.
     """
 
-    def __init__(self, ask: PoolAsk, group: PlacementGroup, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        ask: PoolAsk,
+        group: PlacementGroup,
+        variables: Mapping[str, str],
+        run_folder: Path,
+        place_seconds: float,
+        call_seconds: float | None,
+        pulse: Pulse,
+    ) -> None:
         self.ask = ask
         self.group = group
-        self.hosts: list[str] = ["?"] * ask.processes
+        self._new_team: Callable[[], Team] = lambda: Team(
+            ask, variables, run_folder / "stacks" / ask.name, call_seconds, pulse
+        )
+        self._log = run_folder / "logs" / f"worker-{ask.name}"
+        self._place_seconds = place_seconds
+        self._opened: list[tuple[str, str, Mapping[str, Any]]] = []
         self._workers: list[Any] = []
         try:
-            self._start(variables)
+            self._start()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, variables: Mapping[str, str]) -> None:
+    def restart(self) -> None:
+        """End the workers that are left, place others, and open the same roles in them: only what is in files
+        is as it was before.
+
+        They get the places of those before them, or others where a node is gone.
+
+        Raises:
+            NoPlace: others have taken what there was. WorkerLost: the new ones did not become ready.
+        """
+        self._end_workers()
+        if not self._has_its_place():
+            remove_placement_group(self.group)
+            self.group = reserve([self.ask], self._place_seconds)[self.ask.name]
+        self._start()
+        for role, opener, arguments in self._opened:
+            self._open(role, opener, arguments).results()
+
+    def _has_its_place(self) -> bool:
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return alive.issuperset(self._placed())
+
+    def _placed(self) -> list[str]:
+        """Of each bundle the node that it is on."""
+        placed: dict[int, str] = ray.util.placement_group_table(self.group)["bundles_to_node_id"]
+        return [placed[bundle] for bundle in range(self.ask.processes)]
+
+    def _start(self) -> None:
+        self.team = self._new_team()
         remote, directory = ray.remote(Worker), str(Path.cwd())
         for bundle in range(self.ask.processes):
             self._workers.append(
@@ -126,9 +95,9 @@ class Pool:
                     num_cpus=self.ask.cpus,
                     num_gpus=self.ask.gpus,
                     max_restarts=0,
-                    runtime_env={"env_vars": dict(variables)},
+                    runtime_env={"env_vars": dict(self.team.variables)},
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, bundle),
-                ).remote(directory)
+                ).remote(directory, f"{self._log}-{bundle}.log", str(self.team.stacks), bundle)
             )
         addresses = self._addresses()
         local_ranks = [addresses[:rank].count(address) for rank, address in enumerate(addresses)]
@@ -149,44 +118,44 @@ class Pool:
 
     def _addresses(self) -> list[str]:
         """Of each worker's node; waits until all have been placed."""
-        found = self._on(range(self.ask.processes), "where", [()] * self.ask.processes).results()
-        self.hosts = [host for host, _ in found]
-        self.process_ids = [pid for _, pid in found]
-        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        placed: dict[int, str] = ray.util.placement_group_table(self.group)["bundles_to_node_id"]
-        return [nodes[placed[bundle]] for bundle in range(self.ask.processes)]
+        asked = self._on(range(self.ask.processes), "where", [()] * self.ask.processes)
+        found = asked.results(self._place_seconds)
+        self.team.hosts = [host for host, _ in found]
+        self.team.pids = [pid for _, pid in found]
+        self.team.nodes = self._placed()
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        return [addresses[node] for node in self.team.nodes]
 
-    def of(self, rank: int) -> str:
-        return f"pool {self.ask.name}, rank {rank} on {self.hosts[rank]}"
-
-    def lost(self, rank: int, cause: str) -> WorkerLost:
-        return WorkerLost(self.ask.name, rank, self.hosts[rank], cause)
-
-    def _on(self, ranks: Sequence[int], method: str, arguments: Sequence[tuple[Any, ...]]) -> Calls:
+    def _on(
+        self, ranks: Sequence[int], method: str, arguments: Sequence[tuple[Any, ...]], what: str | None = None
+    ) -> Calls:
         references = [
             getattr(self._workers[rank], method).remote(*own)
             for rank, own in zip(ranks, arguments, strict=True)
         ]
-        return Calls(self, list(ranks), references, method)
+        return Calls(self.team, list(ranks), references, what or method)
 
     def open(self, role: str, opener: str, arguments: Mapping[str, Any]) -> Calls:
-        """Make a role on every worker."""
+        """Make a role on every worker, of these and of those that come after them."""
+        self._opened.append((role, opener, arguments))
+        return self._open(role, opener, arguments)
+
+    def _open(self, role: str, opener: str, arguments: Mapping[str, Any]) -> Calls:
         same = [(role, opener, dict(arguments))] * self.ask.processes
-        return self._on(range(self.ask.processes), "open", same)
+        return self._on(range(self.ask.processes), "open", same, f"the beginning of the {role}")
 
     def call(self, role: str, method: str, arguments: Sequence[tuple[Any, ...]]) -> Calls:
         """Call a method of a role on every worker, each with arguments of its own."""
         own = [(role, method, *mine) for mine in arguments]
-        calls = self._on(range(self.ask.processes), "call", own)
-        return Calls(self, calls.ranks, calls.references, f"{role}.{method}")
+        return self._on(range(self.ask.processes), "call", own, f"{role}.{method}")
 
     def close(self) -> None:
         """End the workers and give their place back."""
+        self._end_workers()
+        remove_placement_group(self.group)
+
+    def _end_workers(self) -> None:
         for worker in self._workers:
             with suppress(ray.exceptions.RayError):
                 ray.kill(worker)
-        remove_placement_group(self.group)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        self._workers = []

@@ -7,12 +7,16 @@ imports Ray: the driver makes actors of this class.
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from llmscale.parallel.environment import RankEnvironment
+from llmscale.runtime.output import write_to
 from llmscale.runtime.rendezvous import interface_of, open_store
+from llmscale.runtime.stacks import install_dump
 
 
 class Worker:
@@ -20,10 +24,18 @@ class Worker:
 
     Args:
         directory: where relative paths of the config begin.
+        log: file that gets what is written to the standard output and error.
+        stacks: folder that gets what this process is doing, when it is asked by a signal.
+        rank: of the pool.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, log: str, stacks: str, rank: int) -> None:
         os.chdir(directory)
+        for folder in (Path(log).parent, Path(stacks)):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_to(Path(log))
+        install_dump(Path(stacks), rank)
+        print(f"--- rank {rank} pid {os.getpid()} started {time.strftime('%Y-%m-%d %H:%M:%S')} ---")
         self._roles: dict[str, Any] = {}
         self._store: Any = None
 

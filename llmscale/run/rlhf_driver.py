@@ -21,11 +21,13 @@ from llmscale.plan.parameters import model_parameters
 from llmscale.rlhf.controller import Controller, Models, Outcome, State
 from llmscale.rlhf.group import Group
 from llmscale.rlhf.places import NoPlace
+from llmscale.rlhf.recovery import Recovery
 from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.transaction import Transaction, commit, kept_steps, manifest_hash, newest
-from llmscale.run.rlhf_groups import opened_groups
+from llmscale.run.rlhf_groups import Opened, opened_groups
 from llmscale.runtime import stop_signal
+from llmscale.runtime.events import EventLog
 from llmscale.runtime.hooks import Hooks, RunStart, Sample, SaveRecord, StepRecord, ValidationRecord
 from llmscale.runtime.standard_hooks import standard_hooks
 
@@ -41,26 +43,26 @@ def drive(config: Config, environment: RankEnvironment) -> int:
     Raises:
         InputError: the pools do not fit the Ray, or the prompts cannot be read.
     """
-    with ExitStack() as opened:
-        try:
-            groups = opened.enter_context(opened_groups(config))
-        except NoPlace as reason:
-            print(reason, flush=True)
-            return EXIT_SAVED
-        driver = opened.enter_context(_driver(config, groups))
-        return 0 if driver.run() else EXIT_SAVED
+    try:
+        with ExitStack() as opened:
+            models = opened.enter_context(opened_groups(config))
+            driver = opened.enter_context(_driver(config, models))
+            return 0 if driver.run() else EXIT_SAVED
+    except NoPlace as reason:
+        print(reason, flush=True)
+        return EXIT_SAVED
 
 
 @contextmanager
-def _driver(config: Config, groups: Mapping[Role, Group]) -> Iterator["Driver"]:
+def _driver(config: Config, opened: Opened) -> Iterator["Driver"]:
     tokenizer = config.tokenizer.path
     assert tokenizer is not None
     chat = chat_encoder(config, tokenizer, config.train.sequence_length)
     longest = config.train.sequence_length - config.rlhf.rollout.max_new_tokens
     reader = PromptReader(chat, longest)
-    means = Means(_scores_of(groups.get("reward")), config.run_folder / "rewards")
+    means = Means(_scores_of(opened.groups.get("reward")), config.run_folder / "rewards")
     with Rewards(config.rlhf.rewards, means) as rewards:
-        yield Driver(config, groups, reader, rewards, chat.said)
+        yield Driver(config, opened, reader, rewards, chat.said)
 
 
 def _scores_of(group: Group | None) -> ModelScores | None:
@@ -75,10 +77,14 @@ class Driver:
     """Steps until the end, or until a signal asks to stop."""
 
     config: Config
-    groups: Mapping[Role, Group]
+    opened: Opened
     reader: PromptReader
     rewards: Rewards
     decode: Callable[[Sequence[int]], str]
+
+    @property
+    def groups(self) -> Mapping[Role, Group]:
+        return self.opened.groups
 
     def run(self) -> bool:
         """Returns whether the run is complete (False: a signal came, and the state is saved)."""
@@ -93,17 +99,26 @@ class Driver:
         prompts = open_prompts(config, self.reader, "train")
         controller = Controller(config, models, prompts, self.rewards, self.decode, state)
         hooks = standard_hooks(config, config.run_folder, 0)
+        self.opened.pulse.listener = hooks.on_waiting
+        recovery = Recovery(
+            self.opened.pools,
+            EventLog(config.run_folder),
+            hooks,
+            config.cluster.max_restarts,
+            controller.forget_writers,
+        )
         hooks.on_start(self._start(state))
         held_out = self._held_out()
         if held_out and not state.step:
-            self._validate(controller, held_out, hooks)
+            self._validate(controller, recovery, held_out, hooks)
         saved = state.step
         while state.step < config.train.last_step and not stop_signal.requested():
             began = time.perf_counter()
-            outcome = controller.learn(controller.gather())
+            outcome = controller.learn(recovery.repeated(state.step, controller.gather))
+            recovery.step_done()
             hooks.on_step(self._record(state, outcome, time.perf_counter() - began))
             if held_out and _is_due(config.train.validate_every, state.step):
-                self._validate(controller, held_out, hooks)
+                self._validate(controller, recovery, held_out, hooks)
             if _is_due(config.checkpoint.every, state.step):
                 saved = self._save(state, hooks)
         if saved != state.step or not state.step:
@@ -119,10 +134,12 @@ class Driver:
         prompts = open_prompts(self.config, self.reader, "validation")
         return prompts.at(0, min(len(prompts), self.config.rlhf.validation.prompts))
 
-    def _validate(self, controller: Controller, prompts: Sequence[Prompt], hooks: Hooks) -> None:
+    def _validate(
+        self, controller: Controller, recovery: Recovery, prompts: Sequence[Prompt], hooks: Hooks
+    ) -> None:
         began = time.perf_counter()
         hooks.on_phase("validating")
-        outcome = controller.validate(prompts)
+        outcome = recovery.repeated(controller.state.step, lambda: controller.validate(prompts))
         samples = [Sample(str(prompt.said), text) for prompt, text in zip(prompts, outcome.texts)]
         hooks.on_validation(
             ValidationRecord(

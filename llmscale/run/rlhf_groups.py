@@ -3,8 +3,9 @@ opened on every process of its pool."""
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmscale.config.problems import InputError, Problem
@@ -17,6 +18,7 @@ from llmscale.rlhf.group import Group
 from llmscale.rlhf.placement import DRIVER, Node, PoolAsk, pool_asks, shortage
 from llmscale.rlhf.places import reserve
 from llmscale.rlhf.pool import Pool
+from llmscale.rlhf.pulse import Pulse, own_servers
 from llmscale.run.committed import committed_step
 from llmscale.runtime.events import read_events
 
@@ -29,17 +31,39 @@ OPENERS: dict[Role, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Opened:
+    """All models of a run, ready to be called."""
+
+    groups: Mapping[Role, Group]
+    pools: Mapping[str, Pool]
+    """By name; groups refer to them."""
+    pulse: Pulse
+    """Of the driver, while it waits for them."""
+
+
 @contextmanager
-def opened_groups(config: Config) -> Iterator[dict[Role, Group]]:
+def opened_groups(config: Config) -> Iterator[Opened]:
     """All models, each opened on every rank of its pool."""
     asks = pool_asks(config)
     with connected(sum(ask.processes * ask.cpus for ask in asks)) as nodes, ExitStack() as opened:
+        pulse = Pulse(own_servers())
         _check_room(config, asks, nodes)
-        places = reserve(asks, config.cluster.ray.wait_seconds)
+        wait_seconds, call_seconds = config.cluster.ray.wait_seconds, config.rlhf.call_seconds
+        places = reserve(asks, wait_seconds)
         pools: dict[str, Pool] = {}
         for ask in asks:
-            pools[ask.name] = Pool(ask, places[ask.name], _variables(config))
-            opened.callback(pools[ask.name].close)
+            pool = Pool(
+                ask,
+                places[ask.name],
+                _variables(config),
+                config.run_folder,
+                wait_seconds,
+                call_seconds,
+                pulse,
+            )
+            pools[ask.name] = pool
+            opened.callback(pool.close)
         resolved = config.model_dump(mode="json")
         calls = [
             pools[pool_of(config, role)].open(role, OPENERS[role], {"config": resolved})
@@ -47,10 +71,11 @@ def opened_groups(config: Config) -> Iterator[dict[Role, Group]]:
         ]
         for call in calls:
             call.results()
-        yield {
+        groups: dict[Role, Group] = {
             role: Group(pools[pool_of(config, role)], role, _layout(config, role))
             for role in needed_roles(config)
         }
+        yield Opened(groups, pools, pulse)
 
 
 def _check_room(config: Config, asks: Sequence[PoolAsk], nodes: Sequence[Node]) -> None:

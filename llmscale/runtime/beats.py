@@ -93,7 +93,10 @@ class BeatWriter(Hook):
 
     def on_phase(self, phase: Phase) -> None:
         self._phase = phase
-        self._beat()
+        self._beat(phase)
+
+    def on_waiting(self, waits: bool) -> None:
+        self._beat("waiting" if waits else self._phase)
 
     def on_validation(self, record: ValidationRecord) -> None:
         self.on_phase("training")
@@ -101,9 +104,9 @@ class BeatWriter(Hook):
     def on_end(self, step: int, preempted: bool) -> None:
         self.on_phase("leaving")
 
-    def _beat(self) -> None:
+    def _beat(self, phase: Phase) -> None:
         self._count += 1
-        data = _FIELDS.pack(self._count, PHASES.index(self._phase), self._step, time.monotonic_ns())
+        data = _FIELDS.pack(self._count, PHASES.index(phase), self._step, time.monotonic_ns())
         start = _SLOT * (self._count % 2)
         self._memory[start : start + _FIELDS.size + _CHECKSUM.size] = data + _CHECKSUM.pack(zlib.crc32(data))
 
