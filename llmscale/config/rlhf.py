@@ -146,6 +146,9 @@ class RlhfSection(Section):
     chat_template: str | None = None
     """One of ours (`plain`, `chatml`, `llama3`, `zephyr`) or a `.jinja` file. Left out: the tokenizer's own,
     `plain` where it has none."""
+    prompts: Literal["chat", "text"] = "chat"
+    """chat: what a user says, in the template; text: the beginning of a document, without a template, for
+    models that go on with texts (records whose prompt is a text)."""
     update: UpdateSection = UpdateSection()
     kl: KlSection = KlSection()
     overlong: OverlongSection = OverlongSection()

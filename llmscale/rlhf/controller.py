@@ -1,71 +1,47 @@
 """The loop of reinforcement learning: prompts, answers, rewards, what is known of both, a lesson, and steps
 of the models that learn. Runs in the driver; the models are groups of workers.
 
-Where it stands is one number, the prompts that were asked; all that is drawn depends on the seed, that number
-and nothing that ran before.
+Where it stands is one number, the prompts whose answers were learned from; all that is drawn depends on the
+seed, that number and nothing that ran before.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from statistics import mean
-from typing import Any
-
-import numpy as np
-from pydantic import JsonValue
+from typing import Protocol
 
 from llmscale.config.rlhf_pools import RolloutSection
 from llmscale.config.schema import Config
-from llmscale.data.prompts import Prompt, Prompts
+from llmscale.data.prompt_records import Prompt
 from llmscale.objectives.rl.adaptive_kl import KlCoefficient
-from llmscale.objectives.rl.signals import OLD, REFERENCE, ROLLOUT, VALUES
 from llmscale.parallel.rng import derived_seed
+from llmscale.rlhf.ahead import Ahead
+from llmscale.rlhf.answers import Answer, Author, Rollout, single_answers
 from llmscale.rlhf.experience import Experience
-from llmscale.rlhf.group import Group
-from llmscale.rlhf.handover import hand_over
-from llmscale.rlhf.learning import lesson, minibatches
-from llmscale.rlhf.rewards.reward import Sample
+from llmscale.rlhf.handover import Writers
+from llmscale.rlhf.judging import Decode, judged, text_of
+from llmscale.rlhf.knowing import knowing
+from llmscale.rlhf.learning import lesson
+from llmscale.rlhf.lost import WorkerLost
+from llmscale.rlhf.models import Models
 from llmscale.rlhf.rewards.weighted import Rewards
-from llmscale.rlhf.rollout.engine import Request, Written
+from llmscale.rlhf.state import State
+from llmscale.rlhf.told import Figures, told_of
+from llmscale.rlhf.updates import update_models
 from llmscale.runtime.final import FinalFailure
-
-Figures = dict[str, float]
+from llmscale.runtime.hooks import Part
 
 
 class StepFailed(FinalFailure):
     """What a step has found cannot be right; trying again would not help."""
 
 
-@dataclass(frozen=True)
-class Models:
-    """The run's models, as groups."""
+class Asked(Protocol):
+    """Prompts in an order, by how many were asked before."""
 
-    actor: Group
-    critic: Group | None = None
-    reference: Group | None = None
-    """None: there is no divergence to be told, or the actor tells it with its adapter off."""
-    writer: Group | None = None
-    """Writes the answers; None: the actor does."""
-
-
-@dataclass
-class State:
-    """Where the run stands, beside its models."""
-
-    step: int = 0
-    prompts: int = 0
-    """Asked so far."""
-    tokens: int = 0
-    """Learned from so far."""
-    kl: dict[str, JsonValue] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "State":
-        return cls(stored["step"], stored["prompts"], stored["tokens"], dict(stored["kl"]))
-
-    def as_json(self) -> dict[str, JsonValue]:
-        return {"step": self.step, "prompts": self.prompts, "tokens": self.tokens, "kl": dict(self.kl)}
+    def at(self, position: int, count: int) -> list[Prompt]: ...
 
 
 @dataclass(frozen=True)
@@ -75,11 +51,12 @@ class Gathered:
     prompts: list[Prompt]
     experiences: list[Experience]
     texts: list[str]
+    """Of the answers."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step was."""
+    """What a step was, or a validation."""
 
     figures: Figures
     experiences: list[Experience]
@@ -93,18 +70,22 @@ class Controller:
         prompts: of the training.
         rewards: what answers are worth.
         decode: tokens of an answer → its text, without what ends it.
-        seconds: how long one call of a group may take; None: for ever.
+        author: how answers come about.
+        waiting: answers that the run has written and not learned from when it was saved.
+        on_part: hears of each part of a step as it begins.
     """
 
     def __init__(
         self,
         config: Config,
         models: Models,
-        prompts: Prompts,
+        prompts: Asked,
         rewards: Rewards,
-        decode: Any,
+        decode: Decode,
         state: State,
-        seconds: float | None = None,
+        author: Author = single_answers,
+        waiting: Sequence[Answer] = (),
+        on_part: Callable[[Part], None] | None = None,
     ) -> None:
         self.config = config
         self.options = config.rlhf
@@ -113,197 +94,148 @@ class Controller:
         self.rewards = rewards
         self.decode = decode
         self.state = state
-        self.seconds = seconds
+        self.author = author
+        self.on_part = on_part
         self.kl = (
             KlCoefficient.from_json(self.options.kl, state.kl)
             if state.kl
             else KlCoefficient.first(self.options.kl)
         )
         self.phases: Figures = {}
-        self._handed_over: int | None = None
-        """Step of the weights that the writers have."""
+        self._writers = Writers(models)
+        self._written: dict[int, list[Answer]] = {state.prompts: list(waiting)} if waiting else {}
+        """Answers that nothing was learned from, by the number of their first prompt."""
+        self._ahead: tuple[int, Ahead[list[Answer]]] | None = None
+        """Those that are being written."""
 
     def gather(self) -> Gathered:
         """The answers of the next step, and all that is known of them. It can be repeated: it depends on the
-        state and the weights alone, and changes neither."""
+        state and the weights alone, and changes neither.
+
+        With `rlhf.async_steps` the answers of the step after begin to be written with the weights of now.
+
+        Raises:
+            WorkerLost, WorkerFailed: see `Calls.results`. RewardFailed: too many answers have no reward.
+        """
         self.phases = {}
-        asked = self.prompts.at(self.state.prompts, self.options.rollout.prompts)
         with self._phase("rollout"):
-            experiences = self._answers(asked, self.state.prompts, self.options.rollout)
-        texts = self._texts(experiences)
+            answers = self._answers_from(self.state.prompts)
+        asked = self.prompts.at(self.state.prompts, _prompts_of(answers))
         with self._phase("rewards"):
-            experiences = self._rewarded(asked, experiences, texts)
+            experiences = judged(answers, asked, self.rewards, self.decode)
         with self._phase("knowing"):
-            experiences = self._knowing(experiences)
-        return Gathered(asked, experiences, texts)
+            experiences = knowing(experiences, self.models, self.options)
+        # A run that stops early writes ahead as one that does not.
+        if self.options.async_steps and self.state.step + 1 < self.config.train.steps:
+            with self._phase("rollout"):
+                self._write_ahead(self.state.prompts + len(asked))
+        return Gathered(asked, experiences, self._texts(experiences))
 
     def learn(self, gathered: Gathered) -> Outcome:
-        """The step itself: models and state are those after it."""
-        taught = lesson(gathered.experiences, self.options, self.kl.value)
-        with self._phase("learning"):
-            figures = self._learn(taught.experiences)
-        figures |= self._told(gathered.experiences, taught.divergence)
-        self._check(figures)
+        """The step itself: models and state are those after it.
+
+        Raises:
+            WorkerLost, WorkerFailed: see `Calls.results`. StepFailed: it cannot be right.
+        """
+        experiences, step = gathered.experiences, self.state.step
+        taught = lesson(experiences, self.options, self.kl.value)
+        figures: Figures = {}
+        if self.options.learns:
+            with self._phase("learning"):
+                seed = derived_seed(self.config.train.seed, "minibatches", step)
+                figures = update_models(
+                    self.models, taught.experiences, self.options.update, self.kl.value, seed
+                )
+        staleness = mean(step - one.version for one in experiences) if self.options.learns else 0
+        self._check(figures, staleness)
+        figures |= told_of(experiences)
+        if self.options.learns:
+            figures["staleness"] = staleness
+        else:
+            figures |= {"loss": -figures.get("reward_best", 0.0), "grad_norm": 0.0, "lr": 0.0}
+        if taught.divergence is not None:
+            figures |= {"kl_answer": taught.divergence, "kl_coefficient": self.kl.value}
+            self.kl = self.kl.after(taught.divergence, len(experiences))
+        self._written.pop(self.state.prompts)
         self.state.step += 1
         self.state.prompts += len(gathered.prompts)
+        self.state.asked = max(self.state.asked, self.state.prompts)
         self.state.tokens += sum(one.answer_length for one in taught.experiences)
-        if taught.divergence is not None:
-            self.kl = self.kl.after(taught.divergence, len(gathered.experiences))
         self.state.kl = self.kl.as_json()
-        return Outcome(
-            figures | {f"seconds_{name}": spent for name, spent in self.phases.items()},
-            gathered.experiences,
-            gathered.texts,
-            gathered.prompts,
-        )
+        seconds = {f"seconds_{name}": spent for name, spent in self.phases.items()}
+        return Outcome(figures | seconds, experiences, gathered.texts, gathered.prompts)
+
+    def validate(self, prompts: Sequence[Prompt]) -> Outcome:
+        """One answer to each of these (best_of_n: as many as of a step), from which nothing is learned. It
+        can be repeated, as `gather`."""
+        self.settle()
+        options = self.options.rollout
+        if self.options.learns:
+            once = {"temperature": self.options.validation.temperature, "answers": 1}
+            options = options.model_copy(update=once)
+        answers = self._write(prompts, 0, options)
+        experiences = judged(answers, prompts, self.rewards, self.decode)
+        return Outcome(told_of(experiences), experiences, self._texts(experiences), list(prompts))
+
+    def settle(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises:
+            WorkerLost, WorkerFailed: see `Calls.results`; what was not written will be, anew.
+        """
+        under_way, self._ahead = self._ahead, None
+        if under_way is not None:
+            first, ahead = under_way
+            self._written[first] = ahead.result()
+
+    def waiting(self) -> list[Answer]:
+        """Answers that are written and wait to be learned from; `state` counts their prompts as asked."""
+        # Who asks for these answers next has them written again, and is told of the loss.
+        with suppress(WorkerLost):
+            self.settle()
+        found = [answer for first in sorted(self._written) for answer in self._written[first]]
+        self.state.asked = self.state.prompts + _prompts_of(found)
+        return found
 
     def forget_writers(self) -> None:
         """Those that write with weights of their own have been started again, and have none."""
-        self._handed_over = None
+        self._writers.forget()
 
-    def validate(self, prompts: Sequence[Prompt]) -> Outcome:
-        """One answer to each of these, from which nothing is learned."""
-        options = self.options.rollout.model_copy(
-            update={"temperature": self.options.validation.temperature, "answers": 1}
-        )
-        experiences = self._answers(prompts, 0, options)
-        texts = self._texts(experiences)
-        experiences = self._rewarded(prompts, experiences, texts)
-        return Outcome(self._told(experiences, None), experiences, texts, list(prompts))
+    def _answers_from(self, first: int) -> list[Answer]:
+        """To the prompts of a step, the first of which has this number; written if they are not there."""
+        self.settle()
+        if first not in self._written:
+            prompts = self.prompts.at(first, self.options.rollout.prompts)
+            self._written[first] = self._write(prompts, first, self.options.rollout)
+        return self._written[first]
+
+    def _write_ahead(self, first: int) -> None:
+        """Have such answers written from now on, by the weights of now."""
+        if first in self._written:
+            return
+        prompts = self.prompts.at(first, self.options.rollout.prompts)
+        rollout = self._rollout(prompts, first, self.options.rollout)
+        self._ahead = (first, Ahead(lambda: self.author(rollout, self._writers.write)))
+
+    def _write(self, prompts: Sequence[Prompt], first: int, options: RolloutSection) -> list[Answer]:
+        return self.author(self._rollout(prompts, first, options), self._writers.write)
+
+    def _rollout(self, prompts: Sequence[Prompt], first: int, options: RolloutSection) -> Rollout:
+        """By the weights of now."""
+        step = self.state.step if self.options.learns else 0
+        self._writers.take_weights(step)
+        return Rollout(prompts, first, options, self.config.train.seed, step)
 
     def _texts(self, experiences: Sequence[Experience]) -> list[str]:
-        return [self.decode(one.tokens_T[one.learned_T].tolist()) for one in experiences]
+        return [text_of(one, self.decode) for one in experiences]
 
-    def _answers(self, asked: Sequence[Prompt], first: int, options: RolloutSection) -> list[Experience]:
-        """
-        Args:
-            first: number of the first prompt, of which draws depend.
-        """
-        requests: list[Request] = []
-        for number, prompt in enumerate(asked, first):
-            for place in range(options.answers):
-                seed = derived_seed(self.config.train.seed, "answer", number, place)
-                requests.append(Request(prompt.tokens, seed, options.max_new_tokens))
-        writer = self._writer()
-        written: list[Written] = writer.submit("generate", requests, options).results(self.seconds)
-        return [
-            self._experience(request, answer, turn // options.answers, turn % options.answers)
-            for turn, (request, answer) in enumerate(zip(requests, written, strict=True))
-        ]
-
-    def _writer(self) -> Group:
-        """The models that write, with the weights of now."""
-        models = self.models
-        if models.writer is None:
-            return models.actor
-        if self._handed_over != self.state.step:
-            hand_over(models.actor, models.writer, self.seconds)
-            self._handed_over = self.state.step
-        return models.writer
-
-    def _experience(self, request: Request, answer: Written, prompt: int, place: int) -> Experience:
-        before = len(request.tokens)
-        tokens = np.array([*request.tokens, *answer.tokens], np.int32)
-        told = np.concatenate((np.zeros(before), answer.log_probabilities)).astype(np.float32)
-        learned = np.arange(len(tokens)) >= before
-        return Experience(tokens, learned, prompt, place, answer.version, answer.finished, {ROLLOUT: told})
-
-    def _rewarded(
-        self, asked: Sequence[Prompt], experiences: Sequence[Experience], texts: Sequence[str]
-    ) -> list[Experience]:
-        samples: list[Sample] = []
-        for experience, text in zip(experiences, texts, strict=True):
-            prompt = asked[experience.prompt]
-            samples.append(
-                Sample(
-                    prompt.said,
-                    text,
-                    experience.tokens_T.tolist(),
-                    len(prompt.tokens),
-                    experience.finished,
-                    prompt.record,
-                    prompt.fields,
-                )
-            )
-        scored = self.rewards.score(samples)
-        return [
-            replace(one, reward=found.value, rewards=dict(found.parts))
-            for one, found in zip(experiences, scored, strict=True)
-        ]
-
-    def _knowing(self, experiences: list[Experience]) -> list[Experience]:
-        """What the models say of the answers; those of different pools at the same time."""
-        models, lengths = self.models, [len(one.tokens_T) for one in experiences]
-        pending: dict[str, Any] = {}
-        if self._needs_old:
-            pending[OLD] = models.actor.submit("log_probabilities", experiences, costs=lengths)
-        if self.options.has_kl:
-            teller, method = models.reference or models.actor, "reference_log_probabilities"
-            pending[REFERENCE] = teller.submit(method, experiences, costs=lengths)
-        if models.critic is not None:
-            pending[VALUES] = models.critic.submit("values", experiences, costs=lengths)
-        for name, calls in pending.items():
-            told = calls.results(self.seconds)
-            experiences = [one.knowing(**{name: found}) for one, found in zip(experiences, told, strict=True)]
-        return experiences
-
-    @property
-    def _needs_old(self) -> bool:
-        """The first of several steps on a rollout, and rewards that a divergence is taken from, need the
-        log-probabilities from before; else the actor's own while it learns are those."""
-        update = self.options.update
-        return update.epochs * update.minibatches > 1 or self.options.has_kl
-
-    def _learn(self, experiences: Sequence[Experience]) -> Figures:
-        """All optimizer steps on these experiences; means of their figures, and the first step's ratio."""
-        update, found = self.options.update, list[Figures]()
-        for epoch in range(update.epochs):
-            seed = derived_seed(self.config.train.seed, "minibatches", self.state.step, epoch)
-            for places in minibatches(len(experiences), update.minibatches, seed):
-                found.append(self._update([experiences[place] for place in places]))
-        names = dict.fromkeys(name for one in found for name in one)
-        means = {name: mean(one[name] for one in found if name in one) for name in names}
-        return means | {
-            "first_ratio": found[0].get("ratio", 1.0),
-            "first_kl_old": found[0].get("kl_old", 0.0),
-        }
-
-    def _update(self, experiences: Sequence[Experience]) -> Figures:
-        lengths = [len(one.tokens_T) for one in experiences]
-        critic = self.models.critic
-        pending = critic.give("update", experiences, costs=lengths) if critic is not None else None
-        figures: Figures = self.models.actor.give("learn", experiences, self.kl.value, costs=lengths).results(
-            self.seconds
-        )[0]
-        if pending is not None:
-            figures = figures | {
-                f"critic_{name}": value for name, value in pending.results(self.seconds)[0].items()
-            }
-        return figures
-
-    def _told(self, experiences: Sequence[Experience], divergence: float | None) -> Figures:
-        """Figures of the answers themselves."""
-        rewards = [one.reward for one in experiences if one.reward is not None]
-        found: Figures = {
-            "reward_mean": float(np.mean(rewards)) if rewards else 0.0,
-            "reward_std": float(np.std(rewards)) if rewards else 0.0,
-            "answer_tokens": mean(one.answer_length for one in experiences),
-            "truncated_share": mean(not one.finished for one in experiences),
-            "unrewarded_share": mean(one.reward is None for one in experiences),
-        }
-        for name in sorted({name for one in experiences for name in one.rewards}):
-            found[f"reward_{name}"] = mean(one.rewards[name] for one in experiences if name in one.rewards)
-        if divergence is not None:
-            found |= {"kl_answer": divergence, "kl_coefficient": self.kl.value}
-        return found
-
-    def _check(self, figures: Mapping[str, float]) -> None:
+    def _check(self, figures: Mapping[str, float], staleness: float) -> None:
         """
         Raises:
             StepFailed: the weights that answered are not those that learn.
         """
         gap, largest = figures.get("rollout_gap", 0.0), self.options.rollout.largest_gap
-        if largest and gap > largest:
+        if largest and gap > largest and not staleness:
             raise StepFailed(
                 f"log-probabilities of the rollout are {gap:.4f} nats a token from the trainer's, more than "
                 f"rlhf.rollout.largest_gap = {largest}: the weights that answered are not those that learn"
@@ -312,5 +244,12 @@ class Controller:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
+        if self.on_part is not None:
+            answers = self.options.rollout.prompts * self.options.rollout.answers
+            self.on_part(Part(self.state.step + 1, name, answers))
         yield
         self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - began
+
+
+def _prompts_of(answers: Sequence[Answer]) -> int:
+    return len({one.experience.prompt for one in answers})

@@ -95,8 +95,8 @@ class Episode:
         self.is_done, self.error = True, f"{self.record}: {why}"
 
 
-Generate = Callable[[Sequence[Sequence[int]]], Sequence[Written]]
-"""Texts as tokens -> what the model writes after each."""
+Generate = Callable[[Sequence[Episode]], Sequence[Written]]
+"""Conversations -> what the model says next in each."""
 
 
 def record_of(prompt: Prompt) -> tuple[str, dict[str, Any]]:
@@ -168,7 +168,7 @@ class MultiTurn:
     def play(self, episodes: Sequence[Episode], generate: Generate) -> None:
         """Until all are done; those that are at the same turn are written together."""
         while waiting := [episode for episode in episodes if not episode.is_done]:
-            self.advance(waiting, generate([episode.tokens for episode in waiting]))
+            self.advance(waiting, generate(waiting))
 
     def _ask_first(self, episode: Episode, messages: Sequence[Message]) -> None:
         episode.messages = [*messages]

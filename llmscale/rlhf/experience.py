@@ -24,7 +24,7 @@ class Experience:
     place: int
     """Which answer to it."""
     version: int
-    """Steps of training that the weights had behind them which wrote it."""
+    """Steps of the run that the weights had behind them which wrote it."""
     finished: bool
     """It ended by itself, and was not cut off."""
     signals: Mapping[str, Floats] = field(default_factory=dict)
@@ -33,10 +33,19 @@ class Experience:
     """Of the whole answer, by the name of what gave it."""
     reward: float | None = None
     """Their weighted sum; None where none could be given, and nothing is learned of the answer."""
+    turn_rewards: Mapping[int, float] = field(default_factory=dict)
+    """What the turns of a conversation brought, by the place of the token that ends each: a part of
+    `reward`."""
 
     def knowing(self, **signals: Floats) -> "Experience":
         """The same with more known of its tokens."""
         return replace(self, signals={**self.signals, **signals})
+
+    @property
+    def last_answer(self) -> int:
+        """Place of the first token of the last answer; behind the end where there is none."""
+        others = np.flatnonzero(~self.learned_T)
+        return int(others[-1]) + 1 if len(others) else 0
 
     @property
     def answer_length(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmscale.config.rlhf import RlhfSection
+from llmscale.config.rlhf import OverlongSection, RlhfSection
 from llmscale.objectives.rl.advantages.rewarded import Rewarded
 from llmscale.objectives.rl.advantages.table import estimate_advantages
 from llmscale.objectives.rl.kl import ESTIMATORS
@@ -18,6 +18,8 @@ from llmscale.objectives.rl.overlong import overlong_reward, without_truncated
 from llmscale.objectives.rl.signals import ADVANTAGES, OLD, REFERENCE, RETURNS, VALUES
 from llmscale.objectives.rl.token_rewards import token_rewards
 from llmscale.rlhf.experience import Experience
+
+WHATEVER_ITS_LENGTH = OverlongSection()
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Lesson:
 
 
 def lesson(experiences: Sequence[Experience], options: RlhfSection, kl_coefficient: float) -> Lesson:
-    """Advantages, and returns for a critic, of the whole batch.
+    """Advantages, and returns for a critic, of the whole batch; or, without advantages, the best answer to
+    each prompt.
 
     Answers without a reward take no part. Those that were cut off do, even where they are not learned from.
 
@@ -38,6 +41,9 @@ def lesson(experiences: Sequence[Experience], options: RlhfSection, kl_coefficie
         experiences: with log-probabilities of actor and reference, and values, as the options need them.
         kl_coefficient: weight of the divergence now.
     """
+    if options.takes_the_best:
+        best = best_places(experiences, _scores(experiences, options).tolist(), options.overlong)
+        return Lesson([experiences[place] for place in best], None)
     has_reward = [one.reward is not None for one in experiences]
     learned_NS = _table([one.learned_T & has for one, has in zip(experiences, has_reward)], torch.bool)
     penalty_NS, divergence = None, None
@@ -46,8 +52,10 @@ def lesson(experiences: Sequence[Experience], options: RlhfSection, kl_coefficie
         divergence = float(torch.where(learned_NS, gap_NS, 0.0).sum() / max(1, sum(has_reward)))
         if options.kl.penalty == "reward":
             penalty_NS = kl_coefficient * ESTIMATORS[options.kl.estimator_or_default](gap_NS)
+    turns_NS = _turn_rewards(experiences, learned_NS)
+    at_the_end_N = _scores(experiences, options) - turns_NS.sum(dim=1)
     rewarded = Rewarded(
-        token_rewards(_scores(experiences, options), learned_NS, penalty_NS),
+        token_rewards(at_the_end_N, learned_NS, penalty_NS) + turns_NS,
         learned_NS,
         torch.tensor([one.prompt for one in experiences]),
         _signal(experiences, VALUES) if options.has_critic else None,
@@ -69,7 +77,37 @@ def _scores(experiences: Sequence[Experience], options: RlhfSection) -> Tensor:
     """Rewards with what too long an answer costs, float64 [N]; 0 where there is none."""
     score_N = torch.tensor([one.reward or 0.0 for one in experiences], dtype=torch.float64)
     lengths_N = torch.tensor([one.answer_length for one in experiences])
-    return score_N + overlong_reward(lengths_N, options.rollout.max_new_tokens, options.overlong)
+    return score_N + overlong_reward(lengths_N, options.longest_answer, options.overlong)
+
+
+def _turn_rewards(experiences: Sequence[Experience], learned_NS: Tensor) -> Tensor:
+    """What the turns of conversations brought, each at its last token, float64 [N, S]."""
+    turns_NS = torch.zeros(learned_NS.shape, dtype=torch.float64)
+    for row, one in enumerate(experiences):
+        for place, reward in one.turn_rewards.items():
+            turns_NS[row, place] = reward
+    return torch.where(learned_NS, turns_NS, 0.0)
+
+
+def best_places(
+    experiences: Sequence[Experience],
+    scores: Sequence[float] | None = None,
+    overlong: OverlongSection = WHATEVER_ITS_LENGTH,
+) -> list[int]:
+    """Of each prompt the place of its best answer, the first of equals; none where no answer has a reward.
+
+    Args:
+        scores: what they are compared by; None: their rewards.
+        overlong: answers that were cut off may be passed over.
+    """
+    best: dict[int, int] = {}
+    values = [one.reward or 0.0 for one in experiences] if scores is None else scores
+    for place, one in enumerate(experiences):
+        if one.reward is None or not (one.finished or overlong.learn_truncated):
+            continue
+        if one.prompt not in best or values[place] > values[best[one.prompt]]:
+            best[one.prompt] = place
+    return sorted(best.values())
 
 
 def _signal(experiences: Sequence[Experience], name: str) -> Tensor:
@@ -80,7 +118,7 @@ def _table(rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     """[N, S], 0 at the ends."""
     table = torch.zeros(len(rows), max(map(len, rows)), dtype=dtype)
     for place, row in enumerate(rows):
-        table[place, : len(row)] = torch.from_numpy(np.asarray(row)).to(dtype)
+        table[place, : len(row)] = torch.tensor(row).to(dtype)
     return table
 
 

@@ -41,7 +41,7 @@ def _first_prompts(config: Config) -> list[Prompt]:
         encoder = chat_encoder(config, tokenizer, config.train.sequence_length)
     except InputError:
         return []
-    reader = PromptReader(encoder, config.train.sequence_length)
+    reader = PromptReader(encoder, config.train.sequence_length, config.rlhf.prompts == "text")
     found: list[Prompt] = []
     for entry in (*config.data.train, *config.data.validation):
         if str(entry.path).startswith(HUB_PREFIX):

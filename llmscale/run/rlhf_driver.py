@@ -1,39 +1,42 @@
 """A run of reinforcement learning from its start to its end: pools are placed, models opened and restored,
 steps made, told and committed."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from llmscale.config.rlhf_pools import Role
-from llmscale.config.rlhf_roles import pools_of, role_config
+from llmscale.config.rlhf_roles import pools_of
 from llmscale.config.schema import Config
 from llmscale.control.exit_codes import EXIT_SAVED
-from llmscale.data.chat.encode import chat_encoder
+from llmscale.data.chat.encode import ChatEncoder, chat_encoder
 from llmscale.data.checks import resolved_vocabulary_size
-from llmscale.data.prompts import Prompt, PromptReader, open_prompts
+from llmscale.data.prompt_records import Prompt, PromptReader
+from llmscale.data.prompts import Prompts, open_prompts
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.plan.parameters import model_parameters
-from llmscale.rlhf.controller import Controller, Models, Outcome, State
+from llmscale.rlhf.answers import Author, single_answers
+from llmscale.rlhf.best_answers import BestAnswers, EachOnce
+from llmscale.rlhf.controller import Controller
+from llmscale.rlhf.conversations import Conversations
+from llmscale.rlhf.environments import MultiTurn
 from llmscale.rlhf.group import Group
+from llmscale.rlhf.judging import Decode
+from llmscale.rlhf.models import Models
 from llmscale.rlhf.places import NoPlace
 from llmscale.rlhf.recovery import Recovery
 from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
-from llmscale.rlhf.transaction import Transaction, commit, kept_steps, manifest_hash, newest
+from llmscale.rlhf.state import State
+from llmscale.run.rlhf_commits import Begun, Commits
 from llmscale.run.rlhf_groups import Opened, opened_groups
+from llmscale.run.rlhf_records import is_sampled, samples_of, step_record, validation_record
 from llmscale.runtime import stop_signal
 from llmscale.runtime.events import EventLog
-from llmscale.runtime.hooks import Hooks, RunStart, Sample, SaveRecord, StepRecord, ValidationRecord
+from llmscale.runtime.hooks import Hooks, RunStart, SaveRecord
 from llmscale.runtime.standard_hooks import standard_hooks
-
-SHOWN = 4
-"""Samples of a validation that are kept."""
-LEARNING: tuple[Role, ...] = ("actor", "critic")
 
 
 def drive(config: Config, environment: RankEnvironment) -> int:
@@ -59,10 +62,22 @@ def _driver(config: Config, opened: Opened) -> Iterator["Driver"]:
     assert tokenizer is not None
     chat = chat_encoder(config, tokenizer, config.train.sequence_length)
     longest = config.train.sequence_length - config.rlhf.rollout.max_new_tokens
-    reader = PromptReader(chat, longest)
+    reader = PromptReader(chat, longest, config.rlhf.prompts == "text")
     means = Means(_scores_of(opened.groups.get("reward")), config.run_folder / "rewards")
-    with Rewards(config.rlhf.rewards, means) as rewards:
-        yield Driver(config, opened, reader, rewards, chat.said)
+    with Rewards(config.rlhf.rewards, means) as rewards, _author(config, chat) as author:
+        yield Driver(config, opened, reader, rewards, chat.said, author)
+
+
+@contextmanager
+def _author(config: Config, chat: ChatEncoder) -> Iterator[Author]:
+    """How answers come about: alone, or in conversations with an environment."""
+    section = config.rlhf.environment
+    if section is None:
+        yield single_answers
+        return
+    longest = config.train.sequence_length - config.peft.placeholders
+    with closing(MultiTurn(section, chat, longest)) as game:
+        yield Conversations(section, game, longest)
 
 
 def _scores_of(group: Group | None) -> ModelScores | None:
@@ -80,7 +95,8 @@ class Driver:
     opened: Opened
     reader: PromptReader
     rewards: Rewards
-    decode: Callable[[Sequence[int]], str]
+    decode: Decode
+    author: Author
 
     @property
     def groups(self) -> Mapping[Role, Group]:
@@ -89,17 +105,12 @@ class Driver:
     def run(self) -> bool:
         """Returns whether the run is complete (False: a signal came, and the state is saved)."""
         config = self.config
-        state = self._load()
-        models = Models(
-            self.groups["actor"],
-            self.groups.get("critic"),
-            self.groups.get("reference"),
-            self.groups.get("rollout"),
-        )
-        prompts = open_prompts(config, self.reader, "train")
-        controller = Controller(config, models, prompts, self.rewards, self.decode, state)
+        commits = Commits(config, self.groups)
+        begun = commits.load()
+        state, prompts = begun.state, self._prompts()
         hooks = standard_hooks(config, config.run_folder, 0)
         self.opened.pulse.listener = hooks.on_waiting
+        controller = self._controller(prompts, begun, hooks)
         recovery = Recovery(
             self.opened.pools,
             EventLog(config.run_folder),
@@ -107,25 +118,61 @@ class Driver:
             config.cluster.max_restarts,
             controller.forget_writers,
         )
-        hooks.on_start(self._start(state))
+        best = None if config.rlhf.learns else BestAnswers(config.run_folder, state.prompts)
+        last_step = self._last_step(prompts)
+        hooks.on_start(self._start(state, last_step))
         held_out = self._held_out()
         if held_out and not state.step:
             self._validate(controller, recovery, held_out, hooks)
         saved = state.step
-        while state.step < config.train.last_step and not stop_signal.requested():
+        while state.step < last_step and not stop_signal.requested():
             began = time.perf_counter()
             outcome = controller.learn(recovery.repeated(state.step, controller.gather))
             recovery.step_done()
-            hooks.on_step(self._record(state, outcome, time.perf_counter() - began))
+            if best is not None:
+                best.append(outcome.prompts, outcome.experiences, outcome.texts)
+            hooks.on_step(step_record(state, outcome, time.perf_counter() - began))
+            if is_sampled(state.step, last_step):
+                hooks.on_samples(state.step, samples_of(outcome))
             if held_out and _is_due(config.train.validate_every, state.step):
                 self._validate(controller, recovery, held_out, hooks)
             if _is_due(config.checkpoint.every, state.step):
-                saved = self._save(state, hooks)
+                saved = self._save(controller, commits, hooks)
         if saved != state.step or not state.step:
-            self._save(state, hooks)
-        complete = state.step >= config.train.last_step
+            self._save(controller, commits, hooks)
+        complete = state.step >= last_step
         hooks.on_end(state.step, not complete)
         return complete
+
+    def _controller(self, prompts: Prompts | EachOnce, begun: Begun, hooks: Hooks) -> Controller:
+        models = Models(
+            self.groups["actor"],
+            self.groups.get("critic"),
+            self.groups.get("reference"),
+            self.groups.get("rollout"),
+        )
+        return Controller(
+            self.config,
+            models,
+            prompts,
+            self.rewards,
+            self.decode,
+            begun.state,
+            self.author,
+            begun.waiting,
+            on_part=hooks.on_part,
+        )
+
+    def _prompts(self) -> Prompts | EachOnce:
+        """Of the training: epoch after epoch, or each once where nothing is learned of them."""
+        prompts = open_prompts(self.config, self.reader, "train")
+        return prompts if self.config.rlhf.learns else EachOnce(prompts)
+
+    def _last_step(self, prompts: Prompts | EachOnce) -> int:
+        last = self.config.train.last_step
+        if self.config.rlhf.learns:
+            return last
+        return min(last, math.ceil(len(prompts) / self.config.rlhf.rollout.prompts))
 
     def _held_out(self) -> list[Prompt]:
         """Prompts that nothing is learned from."""
@@ -140,92 +187,31 @@ class Driver:
         began = time.perf_counter()
         hooks.on_phase("validating")
         outcome = recovery.repeated(controller.state.step, lambda: controller.validate(prompts))
-        samples = [Sample(str(prompt.said), text) for prompt, text in zip(prompts, outcome.texts)]
-        hooks.on_validation(
-            ValidationRecord(
-                step=controller.state.step,
-                loss=-outcome.figures["reward_mean"],
-                perplexity=None,
-                seconds=time.perf_counter() - began,
-                metrics=outcome.figures,
-                samples=samples[:SHOWN],
-            )
-        )
+        seconds = time.perf_counter() - began
+        hooks.on_validation(validation_record(controller.state.step, outcome, seconds))
 
-    @property
-    def _learning(self) -> dict[str, Path]:
-        """Where each role that learns has its checkpoints."""
-        return {
-            role: role_config(self.config, role).run_folder / "checkpoints"
-            for role in LEARNING
-            if role in self.groups
-        }
-
-    def _load(self) -> State:
-        """All models as the newest transaction has them, or as the run begins."""
-        resumes = self.config.checkpoint.resume != "never"
-        found = newest(self.config.run_folder, self._learning) if resumes else None
-        calls = [
-            self.groups[role].tell("load", found.step if found is not None else -1)
-            for role in LEARNING
-            if role in self.groups
-        ]
-        for call in calls:
-            call.results()
-        return State() if found is None else State.from_json(found.state)
-
-    def _save(self, state: State, hooks: Hooks) -> int:
+    def _save(self, controller: Controller, commits: Commits, hooks: Hooks) -> int:
         began = time.perf_counter()
         hooks.on_phase("saving")
-        kept = kept_steps(self.config.run_folder)
-        calls = [
-            self.groups[role].tell(
-                "save", state.step, {"samples": state.prompts, "tokens": state.tokens}, kept
-            )
-            for role in LEARNING
-            if role in self.groups
-        ]
-        for call in calls:
-            call.results()
-        hashes = {
-            role: manifest_hash(folder / f"step-{state.step:08d}") for role, folder in self._learning.items()
-        }
-        commit(self.config.run_folder, Transaction(state.step, hashes, state.as_json()))
-        hooks.on_save(
-            SaveRecord(state.step, time.perf_counter() - began, f"checkpoints/step-{state.step:08d}")
-        )
+        state, waiting = controller.state, controller.waiting()
+        path = commits.save(state, waiting)
+        hooks.on_save(SaveRecord(state.step, time.perf_counter() - began, str(path)))
         hooks.on_phase("training")
         return state.step
 
-    def _start(self, state: State) -> RunStart:
+    def _start(self, state: State, last_step: int) -> RunStart:
         config = self.config
         parameters = model_parameters(
             config.model, resolved_vocabulary_size(config), config.train.sequence_length, None
         ).total
         return RunStart(
             step=state.step,
-            steps=config.train.last_step,
+            steps=last_step,
             samples=state.prompts,
             tokens=state.tokens,
             world_size=sum(pool.processes for pool in pools_of(config).values()),
             parameters=parameters,
             facts={"pools": {name: list(pool.roles) for name, pool in pools_of(config).items()}},
-        )
-
-    def _record(self, state: State, outcome: Outcome, seconds: float) -> StepRecord:
-        figures = dict(outcome.figures)
-        tokens = sum(one.answer_length for one in outcome.experiences)
-        return StepRecord(
-            step=state.step,
-            samples=state.prompts,
-            tokens=state.tokens,
-            loss=figures.pop("loss"),
-            grad_norm=figures.pop("grad_norm"),
-            lr=figures.pop("lr"),
-            step_seconds=seconds,
-            tokens_per_second=tokens / seconds,
-            mfu=None,
-            extra={**figures, "memory_bytes": psutil.Process().memory_info().rss},
         )
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import psutil
 
 from llmscale.data.prompt_records import Prompt
-from llmscale.rlhf.controller import Outcome, State
+from llmscale.rlhf.controller import Outcome
+from llmscale.rlhf.state import State
 from llmscale.runtime.hooks import Sample, StepRecord, ValidationRecord
 
 SHOWN = 4

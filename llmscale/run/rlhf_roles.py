@@ -29,6 +29,7 @@ from llmscale.model.build import DTYPES
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.off import peft_off
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
+from llmscale.objectives.causal_lm import CausalLM
 from llmscale.objectives.objective import Objective
 from llmscale.objectives.policy import Policy
 from llmscale.objectives.rl.told import token_figures, token_values
@@ -164,8 +165,10 @@ class Actor(Trained):
     def __init__(self, config: Config, environment: RankEnvironment) -> None:
         tokenizer, rollout = config.tokenizer.path, config.rlhf.rollout
         assert tokenizer is not None
-        self.policy = Policy(config.rlhf, rollout.temperature, rollout.importance_cap, rollout.max_new_tokens)
-        super().__init__(config, environment, self.policy)
+        self.policy = Policy(
+            config.rlhf, rollout.temperature, rollout.importance_cap, config.rlhf.longest_answer
+        )
+        super().__init__(config, environment, CausalLM() if config.rlhf.takes_the_best else self.policy)
         stops = chat_encoder(config, tokenizer, config.train.sequence_length).stops
         self.writer = NativeRollout(self.engine, frozenset(stops))
 

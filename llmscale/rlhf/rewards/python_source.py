@@ -1,7 +1,7 @@
 """Whether a text is Python that does something. Needs the standard library alone: it runs in a subprocess.
 
 "Hello" is a program to Python's parser, and so are `x = 1`, a comment and `pass`. What counts here is at
-least one statement with an effect, and no more of the same lines than a person would write.
+least one statement with an effect, and no more of the same than a person would write.
 """
 
 import ast
@@ -11,13 +11,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from llmscale.rlhf.rewards.python_repeats import repeats
+
 Verdict = Literal["good", "empty", "unparsable", "trivial", "repeated"]
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 PYTHON = ("", "python", "py", "python3")
-REPEATED_FROM = 4
-"""Lines or statements, fewer of which repeat nothing."""
-DISTINCT_SHARE = 0.5
 
 _DOES = (ast.Call, ast.Yield, ast.YieldFrom, ast.Await, ast.NamedExpr)
 _MAKES = (
@@ -45,7 +44,7 @@ def _verdict(program: str, tree: ast.Module) -> Verdict:
         return "empty"  # comments
     if not any(map(_acts, tree.body)):
         return "trivial"
-    return "repeated" if _repeats(program, tree) else "good"
+    return "repeated" if repeats(program, tree) else "good"
 
 
 def parsed(program: str) -> ast.Module:
@@ -97,13 +96,3 @@ def _inner(statement: ast.stmt) -> Iterator[ast.stmt]:
             yield node
         elif isinstance(node, (ast.ExceptHandler, ast.match_case)):
             yield from node.body
-
-
-def _repeats(program: str, tree: ast.Module) -> bool:
-    # Lines of brackets alone are alike in any program.
-    lines = [line.strip() for line in program.splitlines() if re.search(r"\w", line)]
-    statements = [ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.stmt)]
-    return any(
-        len(parts) >= REPEATED_FROM and len({*parts}) <= DISTINCT_SHARE * len(parts)
-        for parts in (lines, statements)
-    )

@@ -1,0 +1,74 @@
+"""What a run of reinforcement learning leaves to go on from: checkpoints of the models that learn, answers
+that wait to be learned from, and the file that names them all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmscale.config.rlhf_pools import Role
+from llmscale.config.rlhf_roles import role_config
+from llmscale.config.schema import Config
+from llmscale.rlhf.answers import Answer
+from llmscale.rlhf.group import Group
+from llmscale.rlhf.replay import answers_from_bytes, answers_to_bytes
+from llmscale.rlhf.state import State
+from llmscale.rlhf.transaction import FOLDER, Transaction, commit, kept_steps, manifest_hash, newest
+
+TRAINED: tuple[Role, ...] = ("actor", "critic")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Where a run goes on."""
+
+    state: State
+    waiting: list[Answer]
+    """Answers that are written and not yet learned from."""
+
+
+class Commits:
+    def __init__(self, config: Config, groups: Mapping[Role, Group]) -> None:
+        self._config = config
+        self._groups: dict[Role, Group] = {role: groups[role] for role in TRAINED if role in groups}
+
+    @property
+    def _folders(self) -> dict[Role, Path]:
+        """Where each role that learns has its checkpoints."""
+        if not self._config.rlhf.learns:
+            return {}
+        return {role: role_config(self._config, role).run_folder / "checkpoints" for role in self._groups}
+
+    def load(self) -> Begun:
+        """All models as the newest transaction has them, or as the run begins.
+
+        Raises:
+            WorkerLost, WorkerFailed: see `Calls.results`.
+        """
+        resumes = self._config.checkpoint.resume != "never"
+        found = newest(self._config.run_folder, self._folders) if resumes else None
+        step = found.step if found is not None and self._folders else -1
+        calls = [group.tell("load", step) for group in self._groups.values()]
+        for call in calls:
+            call.results()
+        if found is None:
+            return Begun(State(), [])
+        waiting = [] if found.replay is None else answers_from_bytes(found.replay)
+        return Begun(State.from_json(found.state), waiting)
+
+    def save(self, state: State, waiting: Sequence[Answer]) -> Path:
+        """Commit the step; returns what it can be told by.
+
+        Raises:
+            SaveFailed: the disk refuses. WorkerLost, WorkerFailed: see `Calls.results`.
+        """
+        folder, folders = self._config.run_folder, self._folders
+        progress = {"samples": state.prompts, "tokens": state.tokens}
+        kept = kept_steps(folder)
+        calls = [self._groups[role].tell("save", state.step, progress, kept) for role in folders]
+        for call in calls:
+            call.results()
+        name = f"step-{state.step:08d}"
+        hashes = {role: manifest_hash(checkpoints / name) for role, checkpoints in folders.items()}
+        replay = answers_to_bytes(waiting) if waiting else None
+        commit(folder, Transaction(state.step, hashes, state.as_json(), replay))
+        return Path("checkpoints", name) if folders else Path(FOLDER, f"{name}.json")
