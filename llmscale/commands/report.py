@@ -20,8 +20,8 @@ def report(
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")] = Path("runs"),
 ) -> None:
     """Write report.html (one self-contained file), loss.png and, where the runs measure it, preferences.png,
-    calibration.png, forgetting.png and confusion.png; several runs are laid over each other. The figures of
-    the validations are shown here, too."""
+    calibration.png, forgetting.png and confusion.png; of runs on rewards rewards.png and seconds.png.
+    Several runs are laid over each other. The figures of the validations are shown here, too."""
     folders = [find_run(run, root) for run in runs]
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError([Problem("report", "", "needs matplotlib: pip install 'llmscale[report]'")])
@@ -55,13 +55,25 @@ def write_report(folders: list[Path], out: Path) -> list[Path]:
     from llmscale.report.pictures import draw_confusion, draw_loss, draw_trade, render  # noqa: PLC0415
     from llmscale.report.preference_pictures import draw_calibration, preference_pictures  # noqa: PLC0415
     from llmscale.report.preferences import calibration, is_on_preferences  # noqa: PLC0415
+    from llmscale.report.reward_pictures import (  # noqa: PLC0415
+        draw_parts_of_steps,
+        draw_reward,
+        reward_pictures,
+    )
+    from llmscale.report.rewards import seconds_of_parts  # noqa: PLC0415
     from llmscale.report.validations import confusion, trade  # noqa: PLC0415
 
     out.mkdir(parents=True, exist_ok=True)
     found = [gather(folder) for folder in folders]
     written = {"report.html": page(found).encode()}
-    if any(run.metrics for run in found):
-        written["loss.png"] = render(draw_loss, [run for run in found if run.metrics], "png", (10.0, 4.5))
+    begun = [run for run in found if run.metrics]
+    losing = [run for run in begun if not run.is_on_rewards]
+    if losing:
+        written["loss.png"] = render(draw_loss, losing, "png", (10.0, 4.5))
+    rewarded = [run for run in begun if run.is_on_rewards]
+    if rewarded:
+        drawn = [draw_reward, *reward_pictures(rewarded)]
+        written["rewards.png"] = render(drawn, rewarded, "png", (11.0, 3.3 * -(-len(drawn) // 2)))
     trading = [run for run in found if trade(run) is not None]
     if trading:
         written["forgetting.png"] = render(draw_trade, trading, "png", (8.0, 4.5))
@@ -74,6 +86,8 @@ def write_report(folders: list[Path], out: Path) -> list[Path]:
         own = ".png" if len(found) == 1 else f"-{run.name}.png"
         if calibration(run) is not None:
             written[f"calibration{own}"] = render(draw_calibration, [run], "png", (6.0, 4.5))
+        if seconds_of_parts(run):
+            written[f"seconds{own}"] = render(draw_parts_of_steps, [run], "png", (10.0, 4.5))
         if confusion(run) is not None:
             written[f"confusion{own}"] = render(draw_confusion, [run], "png", (6.0, 4.5))
     for name, data in written.items():

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.text import Text
 from llmscale.run.committed import committed_step
 from llmscale.run.groups import RunGroup, all_groups, find_group
 from llmscale.run.standing import LIVE, RunStatus, State, read_statuses
-from llmscale.runtime.describe import describe_event, duration, quantity
+from llmscale.runtime.describe import describe_event, duration, quantity, step_numbers
 from llmscale.runtime.events import Event, read_events
 
 Root = Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")]
@@ -151,7 +151,16 @@ def _numbers(found: RunStatus) -> tuple[str, str, str, str]:
     if not metrics:
         return step, "-", "-", "-"
     left = "-" if found.seconds_left is None else duration(found.seconds_left)
-    return step, f"{metrics['loss']:.4f}", quantity(metrics["tokens_per_second"]), left
+    return step, _aim(metrics), quantity(metrics["tokens_per_second"]), left
+
+
+def _aim(metrics: Mapping[str, Any]) -> str:
+    """The loss; of a run on rewards, whose loss tells nothing, the reward and the divergence."""
+    if "reward_mean" not in metrics:
+        return f"{metrics['loss']:.4f}"
+    divergence = metrics.get("kl_answer")
+    said = f"reward {metrics['reward_mean']:.3f}"
+    return said if divergence is None else f"{said} KL {divergence:.3g}"
 
 
 def _one(folder: Path) -> RenderableType:
@@ -159,6 +168,7 @@ def _one(folder: Path) -> RenderableType:
     found = read_statuses([folder])[0]
     events = read_events(folder)
     step, loss, speed, left = _numbers(found)
+    is_on_rewards = "reward_mean" in found.metrics
     saved = committed_step(folder)
     job = found.job
     rows = {
@@ -169,7 +179,9 @@ def _one(folder: Path) -> RenderableType:
         "nodes": found.nodes,
         "waits for": ", ".join(Path(run).name for run in found.depends_on) if found.state in LIVE else None,
         "step": step,
-        "loss": loss,
+        "now": None if found.part is None else str(found.part),
+        "loss": None if is_on_rewards else loss,
+        "answers": ", ".join(step_numbers(found.metrics)) if is_on_rewards else None,
         "tokens/s": speed,
         "time left": left,
         "saved": "nothing yet" if saved is None else f"step {saved}",

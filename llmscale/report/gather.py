@@ -1,15 +1,18 @@
 """A run folder's files as what a report shows. No torch, no matplotlib."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from llmscale.config.load import read_resolved
+from llmscale.config.rlhf_roles import pools_of
 from llmscale.config.schema import Config
 from llmscale.runtime.describe import duration, quantity, validation_numbers
 from llmscale.runtime.events import Event, read_events
 from llmscale.runtime.metrics import Metrics, read_metrics
+from llmscale.runtime.sample_file import read_samples
 
 SMOOTHING_PARTS = 40
 """The smoothed loss averages a fortieth of the run to either side."""
@@ -21,6 +24,12 @@ class RunData:
     config: Config
     metrics: list[Metrics]
     events: list[Event]
+    samples: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """By step: some of what was learned from, with rewards."""
+
+    @property
+    def is_on_rewards(self) -> bool:
+        return self.config.task == "rlhf"
 
     @property
     def steps(self) -> list[int]:
@@ -41,9 +50,19 @@ class RunData:
 
 
 def gather(folder: Path) -> RunData:
-    return RunData(
-        folder.name, read_resolved(folder / "config.yaml"), read_metrics(folder), read_events(folder)
-    )
+    config = read_resolved(folder / "config.yaml")
+    return RunData(folder.name, config, read_metrics(folder), read_events(folder), read_samples(folder))
+
+
+def aim(validation: Event) -> float:
+    """What is to grow: the reward, or what the loss falls by."""
+    reward = validation.details.get("reward")
+    return -validation.details["loss"] if reward is None else reward
+
+
+def best_of(validations: Sequence[Event]) -> Event:
+    """The first of the highest reward, or of the lowest loss."""
+    return max(validations, key=aim)
 
 
 def smoothed(values: list[float]) -> list[float]:
@@ -66,12 +85,12 @@ def summary(run: RunData) -> list[tuple[str, str]]:
     rows += [
         ("steps", f"{last['step']} of {last.get('steps', run.config.train.last_step)}"),
         ("tokens", quantity(last["tokens"])),
-        ("loss", f"{run.metrics[0]['loss']:.4f} → {last['loss']:.4f}"),
+        *_course(run),
     ]
     if run.validations:
         rows.append(("validation", ", ".join(validation_numbers(run.validations[-1].details))))
-        best = min(run.validations, key=lambda event: event.details["loss"])
-        rows.append(("lowest", f"loss {best.details['loss']:.4f} at step {best.step}"))
+        best = best_of(run.validations)
+        rows.append(("best", f"{next(validation_numbers(best.details))} at step {best.step}"))
     early = [event for event in run.events if event.kind == "stopped_early"]
     if early:
         rows.append(("stopped early", early[-1].details["cause"]))
@@ -79,11 +98,25 @@ def summary(run: RunData) -> list[tuple[str, str]]:
     if run.has("mfu"):
         rows.append(("MFU", f"{median(known(run.column('mfu'))):.1%} (median)"))
     if run.has("memory_bytes"):
-        rows.append(("memory", f"{max(known(run.column('memory_bytes'))) / 2**30:.2f} GiB (rank 0)"))
+        whose = "driver" if run.is_on_rewards else "rank 0"
+        rows.append(("memory", f"{max(known(run.column('memory_bytes'))) / 2**30:.2f} GiB ({whose})"))
     rows.append(("training time", duration(sum(run.column("step_seconds")))))
     restarts = sum(event.kind == "restarted" for event in run.events)
     failures = sum(event.kind == "failed" for event in run.events)
     return [*rows, ("failures", f"{failures}, restarted {restarts} times")]
+
+
+def _course(run: RunData) -> Iterator[tuple[str, str]]:
+    """From where to where: of the loss, or of what a run on rewards is judged by."""
+    numbers = {
+        "reward": "reward_mean",
+        "KL to the reference": "kl_answer",
+        "tokens an answer": "answer_tokens",
+    }
+    for called, name in numbers.items() if run.is_on_rewards else [("loss", "loss")]:
+        values = known(run.column(name))
+        if values:
+            yield called, f"{values[0]:.4f} → {values[-1]:.4f}"
 
 
 def known(values: list[float]) -> list[float]:
@@ -97,6 +130,9 @@ def model_line(config: Config) -> str:
 
 
 def layout_line(config: Config) -> str:
+    if config.task == "rlhf":
+        pools = pools_of(config).items()
+        return "; ".join(f"{name}: {', '.join(pool.roles)} on {pool.processes}" for name, pool in pools)
     parallel = config.parallel
     axes = [("tensor", parallel.tensor), ("pipeline", parallel.pipeline), ("data", config.data_parallel)]
     ranks = " × ".join(f"{name} {size}" for name, size in axes)

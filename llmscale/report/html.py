@@ -17,6 +17,8 @@ from llmscale.report.pictures import (
 )
 from llmscale.report.preference_pictures import draw_calibration, preference_pictures
 from llmscale.report.preferences import DRAWN, calibration, calibration_table, is_on_preferences
+from llmscale.report.reward_pictures import draw_parts_of_steps, draw_reward, reward_pictures
+from llmscale.report.rewards import seconds_of_parts
 from llmscale.report.validations import (
     confusion,
     figures_table,
@@ -24,10 +26,13 @@ from llmscale.report.validations import (
     metric_names,
     samples,
     trade,
+    training_samples,
     validation_table,
 )
 from llmscale.runtime.describe import describe_event
 
+TEXTS = ("prompt", "text")
+"""Heads of columns of texts."""
 WIDE, NARROW = (10.0, 4.2), (5.0, 3.0)
 
 STYLE = """
@@ -74,7 +79,15 @@ def page(runs: Sequence[RunData]) -> str:
 def _curves(runs: Sequence[RunData]) -> Iterable[str]:
     if not runs:
         return
-    yield f"<h2>Curves</h2><div class='card'>{_svg(draw_loss, runs, WIDE)}</div><div class='grid'>"
+    rewarded = [run for run in runs if run.is_on_rewards]
+    others = [run for run in runs if not run.is_on_rewards]
+    yield "<h2>Curves</h2>"
+    for draw, having in ((draw_reward, rewarded), (draw_loss, others)):
+        if having:
+            yield f"<div class='card'>{_svg(draw, having, WIDE)}</div>"
+    yield "<div class='grid'>"
+    for draw in reward_pictures(rewarded):
+        yield f"<div class='card'>{_svg(draw, rewarded, NARROW)}</div>"
     for column, draw in CURVES.items():
         having = [run for run in runs if run.has(column)]
         if having:
@@ -82,14 +95,17 @@ def _curves(runs: Sequence[RunData]) -> Iterable[str]:
     compared = [run for run in runs if is_on_preferences(run)]
     for draw in preference_pictures(compared) if compared else []:
         yield f"<div class='card'>{_svg(draw, compared, NARROW)}</div>"
-    for name in dict.fromkeys(name for run in runs for name in metric_names(run)):
-        having = [run for run in runs if name in metric_names(run)]
+    for name in dict.fromkeys(name for run in others for name in metric_names(run)):
+        having = [run for run in others if name in metric_names(run)]
         if compared and name in DRAWN:
             having = [run for run in having if not is_on_preferences(run)]
         if not having:
             continue
         yield f"<div class='card'>{_svg(validation_curve(name), having, NARROW)}</div>"
     yield "</div>"
+    for run in rewarded:
+        if seconds_of_parts(run):
+            yield f"<div class='grid'><div class='card'>{_svg(draw_parts_of_steps, [run], WIDE)}</div></div>"
     trading = [run for run in runs if trade(run) is not None]
     if trading:
         yield f"<div class='grid'><div class='card'>{_svg(draw_trade, trading, WIDE)}</div></div>"
@@ -117,12 +133,11 @@ def _validations(run: RunData, heading: str) -> Iterable[str]:
     texts = samples(run)
     if texts:
         yield f"<h2>Samples{heading}</h2>"
-    for prompt, rows in texts.items():
-        cells = "".join(
-            f"<tr><td>{escape(step)}</td><td><pre>{escape(text)}</pre></td></tr>" for step, text in rows
-        )
-        yield f"<div class='card'><h3>{escape(prompt)}</h3><table>"
-        yield f"<tr><th>step</th><th>text</th></tr>{cells}</table></div>"
+    for prompt, table in texts.items():
+        yield f"<div class='card'><h3>{escape(prompt)}</h3>{_table(*table)}</div>"
+    learned = training_samples(run)
+    if learned is not None:
+        yield f"<h2>Samples of the training{heading}</h2><div class='card'>{_table(*learned)}</div>"
 
 
 def _svg(draw: Draw, runs: Sequence[RunData], size: tuple[float, float]) -> str:
@@ -154,5 +169,13 @@ def _events(run: RunData) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    body = "".join(f"<tr>{_cells(heads, row)}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cells(heads: Sequence[str], row: Sequence[str]) -> str:
+    """What people or models have written stands line by line."""
+    return "".join(
+        f"<td><pre>{escape(text)}</pre></td>" if head in TEXTS else f"<td>{escape(text)}</td>"
+        for head, text in zip(heads, row, strict=True)
+    )

@@ -59,7 +59,7 @@ def render(
                 axes.set_xlabel("step")
                 axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
             # What is there once needs no name.
-            if len(axes.get_legend_handles_labels()[0]) > 1:
+            if axes.get_legend() is None and len(axes.get_legend_handles_labels()[0]) > 1:
                 axes.legend()
         buffer = io.BytesIO()
         # Without a date the same run gives the same bytes.

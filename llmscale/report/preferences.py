@@ -3,7 +3,7 @@ right. No matplotlib."""
 
 from dataclasses import dataclass
 
-from llmscale.report.gather import RunData
+from llmscale.report.gather import RunData, best_of
 from llmscale.report.validations import Table, metric_names, numbers
 
 
@@ -79,11 +79,11 @@ class Calibration:
 
 
 def calibration(run: RunData) -> Calibration | None:
-    """Of the validation with the lowest loss; None where there is none such."""
+    """Of the best validation; None where there is none such."""
     events = [event for event in run.validations if event.details.get("metrics", {}).get("calibration")]
     if not events:
         return None
-    best = min(events, key=lambda event: event.details["loss"])
+    best = best_of(events)
     metrics = best.details["metrics"]
     bins = [Bin(one["count"], one["confidence"], one["accuracy"]) for one in metrics["calibration"]]
     return Calibration(best.step or 0, metrics["calibration_error"], bins)

@@ -1,12 +1,19 @@
 """What validations tell beside the loss: metrics, forgetting, confusion, samples. No matplotlib."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from llmscale.report.gather import RunData
+from llmscale.report.gather import RunData, aim, best_of
 from llmscale.runtime.events import Event
 
 ABBREVIATIONS = {"kl": "KL to the reference", "mse": "MSE", "mae": "MAE", "r2": "R²", "sft_loss": "SFT loss"}
 """Names of metrics that are no words."""
+SHOWN_STEPS = 8
+"""Of the training, with samples."""
+
+AIMS = {"reward": 4, "loss": 4, "perplexity": 2}
+"""What a validation is judged by, and decimals of it."""
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Heads, and rows."""
@@ -38,7 +45,8 @@ class Trade:
 
     steps: list[int]
     gains: list[float]
-    """Loss on the task before the first step (or at the first validation) minus the loss now."""
+    """By how much the loss on the task is lower than before the first step (or at the first validation); of
+    rewards, by how much they are higher."""
     scores: list[float]
     """Loss on the text that was known before, minus that before the first step."""
 
@@ -48,10 +56,10 @@ def trade(run: RunData) -> Trade | None:
     events = [event for event in run.validations if event.details.get("forgetting")]
     if not events:
         return None
-    before = events[0].details["loss"]
+    before = aim(events[0])
     return Trade(
         [event.step or 0 for event in events],
-        [before - event.details["loss"] for event in events],
+        [aim(event) - before for event in events],
         [event.details["forgetting"]["score"] for event in events],
     )
 
@@ -59,19 +67,19 @@ def trade(run: RunData) -> Trade | None:
 def validation_table(run: RunData) -> Table:
     """A row a validation."""
     names = metric_names(run)
-    has_perplexity = any(event.details.get("perplexity") is not None for event in run.validations)
+    aims = [name for name in AIMS if any(event.details.get(name) is not None for event in run.validations)]
     forgets = trade(run) is not None
-    heads = ["step", "loss", *(["perplexity"] if has_perplexity else []), *map(readable, names)]
+    heads = ["step", *aims, *map(readable, names)]
     heads += ["loss on known text", "forgetting score"] if forgets else []
-    return tuple(heads), [_row(event, names, has_perplexity, forgets) for event in run.validations]
+    return tuple(heads), [_row(event, aims, names, forgets) for event in run.validations]
 
 
-def _row(event: Event, names: list[str], has_perplexity: bool, forgets: bool) -> tuple[str, ...]:
+def _row(event: Event, aims: list[str], names: list[str], forgets: bool) -> tuple[str, ...]:
     found, forgetting = numbers(event), event.details.get("forgetting")
-    row = [str(event.step), f"{event.details['loss']:.4f}"]
-    if has_perplexity:
-        perplexity = event.details.get("perplexity")
-        row.append("–" if perplexity is None else f"{perplexity:.2f}")
+    row = [str(event.step)]
+    for name in aims:
+        value = event.details.get(name)
+        row.append("–" if value is None else f"{value:.{AIMS[name]}f}")
     row += [f"{found[name]:.4f}" if name in found else "–" for name in names]
     if forgets:
         row += [f"{forgetting['loss']:.4f}", f"{forgetting['score']:+.4f}"] if forgetting else ["–", "–"]
@@ -79,13 +87,13 @@ def _row(event: Event, names: list[str], has_perplexity: bool, forgets: bool) ->
 
 
 def figures_table(run: RunData) -> Table | None:
-    """Each number of the validations: of the first one, of that with the lowest loss, and of the last; None
-    where there is none."""
+    """Each number of the validations: of the first one, of the best, and of the last; None where there is
+    none."""
     events = run.validations
     if not events:
         return None
-    best = min(events, key=lambda event: event.details["loss"])
-    places = [("first", events[0]), ("lowest loss", best), ("last", events[-1])]
+    title = "lowest loss" if events[-1].details.get("reward") is None else "highest reward"
+    places = [("first", events[0]), (title, best_of(events)), ("last", events[-1])]
     columns: dict[int | None, list[str]] = {}
     for name, event in places:
         columns.setdefault(event.step, []).append(name)
@@ -98,9 +106,7 @@ def figures_table(run: RunData) -> Table | None:
 
 def _figures(event: Event) -> dict[str, float]:
     details = event.details
-    found: dict[str, float] = {"loss": details["loss"]}
-    if details.get("perplexity") is not None:
-        found["perplexity"] = details["perplexity"]
+    found: dict[str, float] = {name: details[name] for name in AIMS if details.get(name) is not None}
     found |= numbers(event)
     if details.get("forgetting"):
         found["forgetting_score"] = details["forgetting"]["score"]
@@ -123,11 +129,11 @@ class Confusion:
 
 
 def confusion(run: RunData) -> Confusion | None:
-    """Of the validation with the lowest loss; None where there is no such matrix."""
+    """Of the best validation; None where there is no such matrix."""
     events = [event for event in run.validations if event.details.get("metrics", {}).get("confusion")]
     if not events:
         return None
-    best = min(events, key=lambda event: event.details["loss"])
+    best = best_of(events)
     metrics = best.details["metrics"]
     return Confusion(best.step or 0, list(metrics["f1"]), metrics["confusion"], metrics["f1"])
 
@@ -143,10 +149,36 @@ def label_table(found: Confusion) -> Table:
     return ("label", "texts", "precision", "recall", "F1"), rows
 
 
-def samples(run: RunData) -> dict[str, list[tuple[str, str]]]:
-    """For each prompt: step and text, step by step."""
-    found: dict[str, list[tuple[str, str]]] = {}
+def samples(run: RunData) -> dict[str, Table]:
+    """For each prompt of the validations what was written, step by step."""
+    found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for event in run.validations:
         for sample in event.details.get("samples", []):
-            found.setdefault(sample["prompt"], []).append((str(event.step), sample["text"]))
-    return found
+            found.setdefault(sample["prompt"], []).append((event.step or 0, sample))
+    return {prompt: _sample_table(kept, ("text",)) for prompt, kept in found.items()}
+
+
+def training_samples(run: RunData) -> Table | None:
+    """Of steps from the first to the last, what was learned from; None where nothing is kept."""
+    steps = list(run.samples)
+    if not steps:
+        return None
+    places = {round(place * (len(steps) - 1) / (SHOWN_STEPS - 1)) for place in range(SHOWN_STEPS)}
+    kept = [(steps[place], sample) for place in sorted(places) for sample in run.samples[steps[place]]]
+    return _sample_table(kept, ("prompt", "text"))
+
+
+def _sample_table(kept: Sequence[tuple[int, dict[str, Any]]], told: tuple[str, ...]) -> Table:
+    """
+    Args:
+        kept: steps, and samples of then.
+        told: fields that are texts.
+    """
+    parts = list(dict.fromkeys(part for _, sample in kept for part in sample.get("rewards", {})))
+    rewards = ["reward", *parts] if any("reward" in sample for _, sample in kept) else []
+    rows: list[tuple[str, ...]] = []
+    for step, sample in kept:
+        values = [sample.get("reward"), *(sample.get("rewards", {}).get(part) for part in parts)]
+        numbers = ["–" if value is None else f"{value:.3g}" for value in values] if rewards else []
+        rows.append((str(step), *(sample[name] for name in told), *numbers))
+    return ("step", *told, *rewards), rows

@@ -19,6 +19,7 @@ from llmscale.runtime.events import FILE_NAME as EVENTS_NAME
 from llmscale.runtime.events import Event, newest_events
 from llmscale.runtime.metrics import FILE_NAME as METRICS_NAME
 from llmscale.runtime.metrics import last_metrics, newest_metrics
+from llmscale.runtime.parts import Now, read_part
 from llmscale.runtime.run_folder import AGENT_NAME, CONFIG_NAME, AgentRecord, read_agent
 
 FRESH_SECONDS = 120.0
@@ -76,6 +77,8 @@ class RunStatus:
     nodes: str | None
     """Where the scheduler has put it."""
     depends_on: list[str]
+    part: Now | None
+    """Which part of a step it is at, of a run that runs and tells."""
     seconds_left: float | None
     """By the speed of the last steps; None for a run that does not run, or whose end is not known."""
 
@@ -181,6 +184,7 @@ def _status(files: _Files, job: JobRecord | None, states: dict[tuple[str, str], 
         job=job,
         nodes=known.nodes if known else files.agent.host if files.agent else None,
         depends_on=job.depends_on if job else [],
+        part=read_part(files.folder) if state == "running" and "reward_mean" in files.metrics else None,
         seconds_left=_seconds_left(files.folder, step, steps) if state == "running" else None,
     )
 

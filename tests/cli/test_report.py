@@ -9,10 +9,11 @@ import pytest
 from llmscale.commands.report import report, write_report
 from llmscale.report.gather import gather, smoothed, summary
 from llmscale.report.preferences import Bin, calibration, over_steps, over_validations
+from llmscale.report.rewards import seconds_of_parts
 from llmscale.report.validations import confusion, figures_table, label_table, trade
 from llmscale.runtime.events import EventHook
 from llmscale.runtime.hooks import Forgetting, Sample, ValidationRecord
-from tests.cli.synthetic import STEPS, make_preference_run, make_run
+from tests.cli.synthetic import STEPS, make_preference_run, make_reward_run, make_run
 
 
 class Tags(HTMLParser):
@@ -148,6 +149,49 @@ def test_what_preferences_measure_is_shown(tmp_path: Path, capsys: pytest.Captur
         "KL to the reference",
     ):
         assert shown in text, shown
+
+
+def test_what_runs_on_rewards_measure_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ppo, grpo = (make_reward_run(tmp_path, name, name) for name in ("ppo", "grpo"))
+    names = {path.name for path in write_report([ppo], tmp_path / "of-ppo")}
+    assert names == {"report.html", "rewards.png", "seconds.png"}, "no loss: it tells nothing"
+    text = (tmp_path / "of-ppo" / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    for shown in (
+        *("Reward", "held-out prompts", "Parts of the reward", "Divergence from the reference", "Entropy"),
+        *("Clipped tokens", "Length of answers", "without reward", "Gap between rollout and trainer"),
+        *("Loss of the critic", "Variance that the critic explains", "Seconds of a step: ppo"),
+        *("writing answers", "log-probabilities", "validating", "Samples of the training"),
+    ):
+        assert f">{shown}<" in text, shown
+    for head in ("step", "prompt", "text", "reward", "math", "python"):
+        assert f"<th>{head}</th>" in text, head
+    assert "<td><pre>no &lt;i&gt;judge&lt;/i&gt;</pre></td><td>–</td><td>–</td><td>0.5</td>" in text
+    assert "<h3>What is 1+1?</h3>" in text and ">Loss<" not in text and "(validation)" not in text
+    rows = dict(summary(gather(ppo)))
+    assert rows["best"].startswith("reward 0.9") and "loss" not in rows
+    assert re.fullmatch(r"0\.\d{4} → \d\.\d{4}", rows["reward"])
+    assert rows["layout"] == "all: actor, reference, critic on 1"
+    report([str(grpo), str(make_run(tmp_path, "sft"))], tmp_path / "of-both")
+    told = capsys.readouterr().out
+    assert "highest reward" in told and "lowest loss" in told
+    names = {path.name for path in (tmp_path / "of-both").iterdir()}
+    assert names == {"report.html", "loss.png", "rewards.png", "seconds-grpo.png"}
+
+
+def test_what_comes_now_and_then_costs_every_step_its_share(tmp_path: Path) -> None:
+    run = gather(make_reward_run(tmp_path, "ppo"))
+    found = seconds_of_parts(run)
+    assert list(found) == [
+        *("rollout", "rewards", "knowing", "learning", "other", "validating", "saving"),
+    ]
+    assert sum(found["saving"]) == pytest.approx(5 * 2.5) and max(found["saving"]) == 2.5 / 20
+    # The first validation is before the first step, and of none.
+    assert sum(found["validating"]) == pytest.approx(5 * 1.5)
+    assert sum(map(sum, found.values())) == pytest.approx(sum(run.column("step_seconds")) + 5 * 4.0)
+    assert seconds_of_parts(gather(make_run(tmp_path, "sft"))) == {}
 
 
 def test_the_start_of_dpo_is_right_about_nothing(tmp_path: Path) -> None:

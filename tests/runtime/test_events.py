@@ -6,6 +6,7 @@ from pathlib import Path
 from llmscale.runtime.describe import describe_event
 from llmscale.runtime.events import EventHook, EventLog, read_events
 from llmscale.runtime.hooks import Forgetting, Hooks, RunStart, Sample, SaveRecord, ValidationRecord
+from llmscale.runtime.sample_file import SampleFile, read_samples
 
 
 def test_writers_do_not_mix(tmp_path: Path) -> None:
@@ -78,3 +79,28 @@ def test_a_validation_is_told_whole(tmp_path: Path) -> None:
         "validation at step 0: loss 0.0000, accuracy 0.75, forgetting +0.0000"
     )
     assert describe_event(stopped.kind, stopped.step, stopped.details) == "stopped early at step 9: no use"
+
+
+def test_a_validation_of_rewards_has_no_loss_and_says_what_samples_are_worth(tmp_path: Path) -> None:
+    samples = [Sample("2+2", " 4", 0.75, {"math": 1.0}), Sample("2+3", " 4", None, {})]
+    figures = {"answer_tokens": 3.5}
+    EventHook(tmp_path).on_validation(
+        ValidationRecord(6, None, None, 0.1, figures, samples=samples, reward=0.375)
+    )
+    (event,) = read_events(tmp_path)
+    assert "loss" not in event.details and event.details["reward"] == 0.375
+    assert event.details["samples"] == [
+        {"prompt": "2+2", "text": " 4", "reward": 0.75, "rewards": {"math": 1.0}},
+        {"prompt": "2+3", "text": " 4"},
+    ]
+    said = describe_event(event.kind, event.step, event.details)
+    assert said == "validation at step 6: reward 0.3750, answer tokens 3.5"
+
+
+def test_samples_of_a_step_that_was_repeated_are_those_of_the_last_time(tmp_path: Path) -> None:
+    hook = SampleFile(tmp_path)
+    for step, text in ((1, "a"), (3, "b"), (4, "c"), (3, "d")):
+        hook.on_samples(step, [Sample("why?", text, 0.0)])
+    found = read_samples(tmp_path)
+    assert [(step, sample["text"]) for step, (sample,) in found.items()] == [(1, "a"), (3, "d"), (4, "c")]
+    assert read_samples(tmp_path / "nowhere") == {}

@@ -98,6 +98,27 @@ def test_metrics_forgetting_and_samples_are_sent(monkeypatch: pytest.MonkeyPatch
     assert first["samples"] is not table, "a table that was sent stays as it is"
 
 
+def test_samples_have_their_rewards_and_the_parts_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = FakeRun()
+    install(monkeypatch, run)
+    hook = WandbHook(Config(), tmp_path, "offline")
+    hook.on_start(START)
+    samples = [
+        Sample("2+2", " 4", 1.5, {"math": 1.0, "python": 0.5}),
+        Sample("2+3", " 4", None, {"math": 0.0}),
+    ]
+    hook.on_samples(1, samples)
+    hook.on_validation(ValidationRecord(2, None, None, 0.1, samples=samples[:1], reward=0.25))
+    learned, held_out = (dict[str, Any](numbers) for _, numbers in run.logged)
+    table = learned["training_samples"]
+    assert table.columns == ["step", "prompt", "text", "reward", "math", "python"]
+    assert table.rows == [(1, "2+2", " 4", 1.5, 1.0, 0.5), (1, "2+3", " 4", None, 0.0, None)]
+    assert held_out.pop("samples").rows == [(2, "2+2", " 4", 1.5, 1.0, 0.5)]
+    assert held_out == {"validation/reward": 0.25}
+
+
 @pytest.mark.parametrize("run", [None, FakeRun(fail_at=1)])
 def test_failures_turn_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: FakeRun | None) -> None:
     install(monkeypatch, run)
@@ -127,11 +148,18 @@ def test_only_rank_0_writes(tmp_path: Path) -> None:
     assert standard_hooks(off, tmp_path, rank=1).hooks == []
 
 
+def test_a_task_whose_steps_have_parts_tells_them(tmp_path: Path) -> None:
+    config = Config.model_validate({"task": "rlhf", "logging": {"wandb": "off"}})
+    kinds = [type(hook).__name__ for hook in standard_hooks(config, tmp_path, rank=0).hooks]
+    assert kinds == ["MetricsWriter", "EventHook", "PartFile", "SampleFile"]
+
+
 def test_real_wandb_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("wandb")
     hook = WandbHook(Config(), tmp_path, "offline")
     hook.on_start(START)
     hook.on_step(STEP)
+    hook.on_samples(1, [Sample("2+2", " 4", 1.5, {"math": 1.0}), Sample("2+3", " 4")])
     hook.on_validation(ValidationRecord(1, 2.0, 7.4, 0.1, samples=[Sample("why?", "so")]))
     hook.on_end(1, preempted=False)
     assert [entry.message for entry in caplog.records if "wandb is off" in entry.message] == []
