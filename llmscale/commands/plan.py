@@ -60,11 +60,11 @@ def _plan_pools(config: Config, vocabulary_size: int, device: str) -> None:
     """Of reinforcement learning: each pool, and what a Ray that runs already has no room for."""
     target, console = device_named(device, processes_on_a_node(config)), Console()
     console.print(rlhf_report(config, vocabulary_size, target))
-    problems = [problem.message for problem in check_room(config)]
-    problems += too_large(config, vocabulary_size, target)
-    if not problems:
-        return
-    for problem in problems:
+    room = [problem.message for problem in check_room(config)]
+    memory = list(too_large(config, vocabulary_size, target))
+    for problem in room + memory:
         console.print("[red]Does not fit:[/red]", Text(problem), soft_wrap=True)
-    console.print(suggestions(what_fits_pools(config, vocabulary_size, target.memory)))
-    raise typer.Exit(2)
+    if memory:
+        console.print(suggestions(what_fits_pools(config, vocabulary_size, target.memory)))
+    if room or memory:
+        raise typer.Exit(2)

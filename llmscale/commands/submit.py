@@ -1,6 +1,6 @@
 """`llmscale submit`: check and plan, freeze the run folder, hand over to local, SLURM or Ray."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,13 @@ from rich.text import Text
 
 from llmscale.config.load import load_config, load_variants
 from llmscale.config.pipeline import is_pipeline, load_pipeline
+from llmscale.config.schema import Config
 from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.plan.memory import fullest_rank
 from llmscale.plan.report import bytes_text
+from llmscale.plan.rlhf import pool_memories
 from llmscale.plan.speed import amounts
+from llmscale.rlhf.placement import pool_asks
 from llmscale.run.submission import check_jobs, requests, submit_jobs
 
 
@@ -90,6 +93,8 @@ def _print_plan(jobs: Sequence[PlannedJob], console: Console) -> None:
 def _summary(request: JobRequest) -> str:
     """The plan in a line; `llmscale plan` has the whole of it."""
     config = request.config
+    if config.task == "rlhf":
+        return " · ".join([*_summary_of_pools(config), *_order_of(request)])
     cluster, parallel = config.cluster, config.parallel
     wanted, epochs = amounts(config, resolved_vocabulary_size(config)), config.train.epochs
     length = f"{config.train.steps:,} steps" if epochs is None else f"{epochs:g} epochs, steps"
@@ -100,11 +105,24 @@ def _summary(request: JobRequest) -> str:
         f"{wanted.parameters:,} parameters, {bytes_text(memory.total)} a rank",
         f"{length} of {wanted.tokens_per_step:,} tokens",
     ]
+    return " · ".join([*parts, *_order_of(request)])
+
+
+def _summary_of_pools(config: Config) -> Iterator[str]:
+    vocabulary_size, rollout = resolved_vocabulary_size(config), config.rlhf.rollout
+    memories = {memory.name: memory.total for memory in pool_memories(config, vocabulary_size)}
+    yield f"{config.cluster.kind}: {len(memories)} pool{'' if len(memories) == 1 else 's'} and a driver"
+    for ask in pool_asks(config):
+        yield f"{ask}, {bytes_text(memories[ask.name])} a process"
+    yield f"{config.train.steps:,} steps of {rollout.prompts} × {rollout.answers} answers"
+
+
+def _order_of(request: JobRequest) -> Iterator[str]:
+    """Which other runs there are."""
     if request.tasks:
-        parts.append(f"an array of {len(request.tasks):,} runs")
+        yield f"an array of {len(request.tasks):,} runs"
     if request.after:
-        parts.append(f"after {', '.join(earlier.folder.name for earlier in request.after)}")
-    return " · ".join(parts)
+        yield f"after {', '.join(earlier.folder.name for earlier in request.after)}"
 
 
 def _print_submitted(name: str, records: dict[Path, JobRecord], console: Console) -> None:

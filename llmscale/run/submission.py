@@ -36,7 +36,7 @@ def check_jobs(jobs: Sequence[PlannedJob]) -> None:
             found += [*check_run(config, before), *check_fits(config)]
             before[folder] = config
         problems |= {str(problem): problem for problem in found}
-    problems |= {str(problem): problem for problem in _check_idle(before)}
+    problems |= {str(problem): problem for problem in (*_check_order(jobs), *_check_idle(before))}
     if problems:
         raise InputError(list(problems.values()))
 
@@ -88,6 +88,26 @@ def _submit(job: PlannedJob, request: JobRequest) -> JobRecord:
         for log in logs:
             log.write("failed", cause=f"not submitted: {error}")
         raise
+
+
+def _check_order(jobs: Iterable[PlannedJob]) -> Iterator[Problem]:
+    """What runs without SLURM looks at the folders of those before it; SLURM knows its own jobs alone."""
+    by_folder = {job.folder: job for job in jobs}
+    for job in by_folder.values():
+        for wait in job.after:
+            earlier = by_folder[wait.folder]
+            if _is_of_slurm(job.config) and not _is_of_slurm(earlier.config):
+                message = (
+                    f"waits for {earlier.folder.name}, of kind {earlier.config.cluster.kind}, which SLURM does "
+                    "not know; give both a kind of SLURM, or submit this one when that is done"
+                )
+                yield Problem(f"{job.folder.name}: cluster.kind", job.config.cluster.kind, message)
+
+
+def _is_of_slurm(config: Config) -> bool:
+    ray = config.cluster.ray
+    inside = config.cluster.kind == "ray" and ray.address is None and ray.within == "slurm"
+    return inside or config.cluster.kind == "slurm"
 
 
 def _check_idle(folders: Iterable[Path]) -> Iterator[Problem]:
