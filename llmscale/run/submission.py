@@ -98,7 +98,7 @@ def _check_order(jobs: Iterable[PlannedJob]) -> Iterator[Problem]:
             earlier = by_folder[wait.folder]
             if _is_of_slurm(job.config) and not _is_of_slurm(earlier.config):
                 message = (
-                    f"waits for {earlier.folder.name}, of kind {earlier.config.cluster.kind}, which SLURM does "
+                    f"waits for {earlier.folder.name}, whose kind {earlier.config.cluster.kind} SLURM does "
                     "not know; give both a kind of SLURM, or submit this one when that is done"
                 )
                 yield Problem(f"{job.folder.name}: cluster.kind", job.config.cluster.kind, message)
