@@ -15,6 +15,7 @@ from llmscale.data.chat.encode import chat_encoder
 from llmscale.data.prompt_records import Prompt, PromptReader
 from llmscale.data.records import Unreadable, record_source
 from llmscale.data.sources import HUB_PREFIX, BadText
+from llmscale.rlhf.environments import setup_problems as environment_problems
 from llmscale.rlhf.rewards.checks import FIRST, field_problems, setup_problems
 from llmscale.run.beginnings import check_init_from, check_scorer
 
@@ -25,7 +26,9 @@ def check_rlhf(config: Config, before: Mapping[Path, Config]) -> list[Problem]:
     Args:
         before: run folders that other runs will have filled by then.
     """
+    environment = config.rlhf.environment
     return [
+        *(environment_problems(environment) if environment is not None else ()),
         *setup_problems(config.rlhf.rewards),
         *field_problems(config.rlhf.rewards, _first_prompts(config)),
         *_beginnings(config, before),

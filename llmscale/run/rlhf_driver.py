@@ -31,6 +31,7 @@ from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.state import State
 from llmscale.run.rlhf_commits import Begun, Commits
+from llmscale.run.rlhf_constant import warn_of_constant_answers
 from llmscale.run.rlhf_groups import Opened, opened_groups
 from llmscale.run.rlhf_records import is_sampled, samples_of, step_record, validation_record
 from llmscale.runtime import stop_signal
@@ -129,6 +130,8 @@ class Driver:
             began = time.perf_counter()
             outcome = controller.learn(recovery.repeated(state.step, controller.gather))
             recovery.step_done()
+            if state.step == 1:
+                warn_of_constant_answers(config.rlhf, outcome, EventLog(config.run_folder))
             if best is not None:
                 best.append(outcome.prompts, outcome.experiences, outcome.texts)
             hooks.on_step(step_record(state, outcome, time.perf_counter() - began))

@@ -26,6 +26,8 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
         return f"stopped early at step {step}: {details['cause']}"
     if kind in ("failed", "hanging", "straggling"):
         return f"{kind} at step {step or 0}: {_culprit(details)}{details.get('cause', '')}"
+    if kind == "constant_answer":
+        return f"warning: {details['cause']}"
     if kind == "worker_lost":
         who = f"{' and '.join(details['roles'])} (pool {details['pool']})"
         return f"worker lost after step {step or 0}: {who}, {_culprit(details)}{details['cause']}"

@@ -37,6 +37,7 @@ Kind = Literal[
     "straggling",
     "worker_lost",
     "pool_restarted",
+    "constant_answer",
     "stopped_early",
     "preempted",
     "failed",

@@ -31,7 +31,7 @@ LINE_SECONDS = 10.0
 """Without a terminal: seconds between lines."""
 SAID = (
     *("prepared", "referred", "resumed", "tuned", "saved", "validated", "stopped_early"),
-    *("worker_lost", "pool_restarted"),
+    *("worker_lost", "pool_restarted", "constant_answer"),
 )
 """Events that are a line each."""
 SPEED_STEPS = 20
