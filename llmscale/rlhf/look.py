@@ -1,6 +1,7 @@
 """What workers that do not answer are doing: their state and their stacks, from the nodes where they are."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,10 @@ SECONDS = 30.0
 
 
 def look_at(
-    folder: Path, pids: Mapping[str, Mapping[int, int]], variables: Mapping[str, str]
+    folder: Path,
+    pids: Mapping[str, Mapping[int, int]],
+    variables: Mapping[str, str],
+    beat: Callable[[], None],
 ) -> Sequence[Evidence]:
     """Of every process on nodes that answer; none where none does.
 
@@ -24,6 +28,7 @@ def look_at(
         folder: where the processes write their stacks.
         pids: node's identity in Ray -> rank -> process.
         variables: of the environment, so that nodes find the code.
+        beat: called once a second.
     """
     remote = ray.remote(collect_evidence)
     looks = [
@@ -35,9 +40,12 @@ def look_at(
         ).remote(folder, dict(on_node), {})
         for node, on_node in pids.items()
     ]
-    done, _ = ray.wait(looks, num_returns=len(looks), timeout=SECONDS)
+    waiting, deadline = looks, time.monotonic() + SECONDS
+    while waiting and time.monotonic() < deadline:
+        beat()
+        waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)[1]
     found: list[Evidence] = []
-    for look in done:
+    for look in (look for look in looks if look not in waiting):
         with suppress(ray.exceptions.RayError):
             found += ray.get(look)
     return sorted(found, key=lambda one: one.rank)

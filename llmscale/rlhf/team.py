@@ -57,7 +57,7 @@ class Team:
         by_node: dict[str, dict[int, int]] = {}
         for rank in ranks:
             by_node.setdefault(self.nodes[rank], {})[rank] = self.pids[rank]
-        evidence = look_at(self.stacks, by_node, self.variables)
+        evidence = look_at(self.stacks, by_node, self.variables, self.pulse.beat)
         if not evidence:
             return self.lost(ranks[0], cause)
         culprit, reason = find_culprit(evidence)

@@ -161,6 +161,28 @@ def test_other_phases_have_a_limit_of_their_own(phase: Phase) -> None:
     assert isinstance(verdicts[101], Suspect) and isinstance(verdicts[102], Hang)
 
 
+def test_who_waits_for_others_may_take_any_time_as_long_as_it_beats() -> None:
+    watchdog = Watchdog(WatchdogSection(), [0])
+    looks = [now * LOOK_SECONDS for now in range(40_000)]
+    # A step now and then between hours of waiting, and no time that one took counts for the next.
+    beats = [
+        Beat("training" if 3000 < now < 3030 else "waiting", int(now > 3030), int(now), 0.0) for now in looks
+    ]
+    assert [watchdog.observe(now, {0: beat}) for now, beat in zip(looks, beats)] == [None] * len(looks)
+
+
+def test_who_waits_and_does_not_beat_hangs() -> None:
+    watchdog = Watchdog(WatchdogSection(name_after=5, restart_after=60), [0])
+    for now in range(100):
+        assert watchdog.observe(now, {0: Beat("waiting", 3, now + 1, 0.0)}) is None
+    verdicts = {
+        now: verdict
+        for now in range(100, 162)
+        if (verdict := watchdog.observe(now, {0: Beat("waiting", 3, 100, now - 100)}))
+    }
+    assert isinstance(verdicts[105], Suspect) and isinstance(verdicts[160], Hang) and min(verdicts) == 105
+
+
 def test_a_watchman_who_slept_does_not_accuse_others() -> None:
     watchdog = Watchdog(WatchdogSection(), [0, 1])
     now = 0.0

@@ -44,6 +44,8 @@ def test_a_rank_tells_where_it_is(folder: Path) -> None:
         lambda: writer.on_phase("validating"),
         lambda: writer.on_validation(ValidationRecord(11, 0.0, 1.0, 1.0)),
         lambda: writer.on_phase("saving"),
+        lambda: writer.on_waiting(True),
+        lambda: writer.on_waiting(False),
         lambda: writer.on_end(11, False),
     ):
         tell()
@@ -56,7 +58,9 @@ def test_a_rank_tells_where_it_is(folder: Path) -> None:
         ("validating", 11, 3),
         ("training", 11, 4),
         ("saving", 11, 5),
-        ("leaving", 11, 6),
+        ("waiting", 11, 6),
+        ("saving", 11, 7),
+        ("leaving", 11, 8),
     ]
 
 
