@@ -46,6 +46,7 @@ class BestAnswers:
 
     def __init__(self, run_folder: Path, prompts: int) -> None:
         self.path = run_folder / FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         with self.path.open("rb") as file:
             lines = sum(1 for _ in islice(file, prompts))
