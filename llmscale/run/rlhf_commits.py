@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmscale.config.problems import InputError, Problem
 from llmscale.config.rlhf_pools import Role
 from llmscale.config.rlhf_roles import role_config
 from llmscale.config.schema import Config
@@ -42,18 +43,37 @@ class Commits:
         """All models as the newest transaction has them, or as the run begins.
 
         Raises:
-            WorkerLost, WorkerFailed: see `Calls.results`.
+            InputError: there are transactions, and of none everything is sound. WorkerLost, WorkerFailed: see
+                `Calls.results`.
         """
-        resumes = self._config.checkpoint.resume != "never"
-        found = newest(self._config.run_folder, self._folders) if resumes else None
-        step = found.step if found is not None and self._folders else -1
-        calls = [group.tell("load", step) for group in self._groups.values()]
-        for call in calls:
-            call.results()
+        found = self._newest()
+        while not self._have_loaded(found):
+            assert found is not None
+            found = self._newest(before=found.step)
         if found is None:
             return Begun(State(), [])
         waiting = [] if found.replay is None else answers_from_bytes(found.replay)
         return Begun(State.from_json(found.state), waiting)
+
+    def _newest(self, before: int | None = None) -> Transaction | None:
+        if self._config.checkpoint.resume == "never":
+            return None
+        folder = self._config.run_folder
+        found, known = newest(folder, self._folders, before), kept_steps(folder)
+        if found is None and known:
+            message = (
+                f"has transactions of the steps {', '.join(map(str, known))}, of none of which all is "
+                "there as it was; restore one, or set checkpoint.resume=never to begin anew"
+            )
+            raise InputError([Problem("run.name", folder / FOLDER, message)])
+        return found
+
+    def _have_loaded(self, transaction: Transaction | None) -> bool:
+        """Every model is as the transaction names it. One whose checkpoint is damaged has an older one."""
+        named = transaction.step if transaction is not None and self._folders else None
+        step = -1 if named is None else named
+        calls = [group.tell("load", step) for group in self._groups.values()]
+        return all(loaded == named for call in calls for loaded in call.results())
 
     def save(self, state: State, waiting: Sequence[Answer]) -> Path:
         """Commit the step; returns what it can be told by.

@@ -102,9 +102,9 @@ class Trained(_OnRank):
             description,
         )
 
-    def load(self, newest: int | None) -> Mapping[str, JsonValue] | None:
-        """Go on from the checkpoint of step `newest` or an older sound one, and return its progress; None:
-        there is none, and the model is as the run begins."""
+    def load(self, newest: int | None) -> int | None:
+        """Go on from the checkpoint of step `newest` or an older sound one, and return its step; None: there
+        is none, and the model is as the run begins."""
         found = self.checkpointer.load_newest(
             self.engine.pieces_to_load(),
             lambda manifest: list(
@@ -114,7 +114,7 @@ class Trained(_OnRank):
         )
         if found is not None:
             self.engine.after_load(found.progress)
-            return found.progress
+            return found.step
         self._begin()
         return None
 
