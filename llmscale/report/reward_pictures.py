@@ -1,5 +1,6 @@
 """Pictures of runs on rewards. Needs matplotlib (`pip install llmscale[report]`)."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ from llmscale.report.rewards import (
 from llmscale.runtime.parts import word
 
 CUT_OFF, UNREWARDED, LEVEL = "#dc2626", "#9333ea", "#94a3b8"
+ROOM = 1.08
+"""How high an axis goes that begins at 0, relative to what it shows."""
 OF_PARTS = {
     "rollout": "#2563eb",
     "rewards": "#ea580c",
@@ -60,8 +63,12 @@ def _pictures(runs: Sequence[RunData]) -> Iterator[Draw]:
 
 
 def draw_reward(axes: Axes, runs: Sequence[RunData]) -> None:
-    """Mean reward of every step (pale), its moving average, and of held-out prompts."""
+    """Mean reward of every step (pale), its moving average, and of held-out prompts; of one run also that of
+    the best answer to each prompt, where there are several."""
     for run, colour in zip(runs, COLOURS * len(runs)):
+        if len(runs) == 1 and run.has("reward_best"):
+            best, style = smoothed(run.column("reward_best")), {"linestyle": "--", "linewidth": 1.5}
+            axes.plot(run.steps, best, color=COLOURS[2], label="best answer to a prompt", **style)
         _line(axes, runs, run, "reward_mean", colour)
     axes.set_title("Reward")
 
@@ -95,7 +102,7 @@ def draw_lengths(axes: Axes, runs: Sequence[RunData]) -> None:
                 shares.plot(run.steps, values, color=own if alone else colour, **style)
                 # Only in the legend of the other axes, which is the one that is shown.
                 axes.plot([], [], color=own if alone else colour, label=said if alone else None, **style)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, ROOM * max(value for run in runs for value in known(run.column("answer_tokens"))))
     axes.set_ylabel("tokens an answer")
     shares.set_ylim(0, 1)
     shares.grid(False)
@@ -142,14 +149,22 @@ def _curve(
             _line(axes, runs, run, name, colour)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        if logarithmic:
+        values = [value for run in runs for value in known(run.column(name))]
+        if logarithmic and any(value > 0 for value in values):
             axes.set_yscale("log")
-        elif all(value >= 0 for run in runs for value in known(run.column(name))):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(*_decades([value for value in values if value > 0]))
+        elif min(values) >= 0:
+            axes.set_ylim(0, ROOM * max(values))
         axes.set_ylabel(unit)
         axes.set_title(title)
 
     return draw
+
+
+def _decades(values: Sequence[float]) -> tuple[float, float]:
+    """Powers of ten that they lie between."""
+    least, most = (math.log10(value) for value in (min(values), max(values)))
+    return 10.0 ** math.floor(least), 10.0 ** (math.floor(most) + 1)
 
 
 def _line(axes: Axes, runs: Sequence[RunData], run: RunData, name: str, colour: str) -> None:

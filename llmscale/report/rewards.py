@@ -8,7 +8,7 @@ SECONDS = "seconds_"
 """How columns begin that tell how long a part of a step took."""
 OTHER = "other"
 REWARD = "reward_"
-WHOLE = ("reward_mean", "reward_std")
+WHOLE = ("reward_mean", "reward_std", "reward_best")
 """Columns of the whole reward; the others that begin so are its parts."""
 
 

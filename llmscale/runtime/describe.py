@@ -86,7 +86,7 @@ def step_numbers(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"reward {record['reward_mean']:.3f}"
     if record.get("kl_answer") is not None:
         yield f"KL {record['kl_answer']:.3g}"
-    yield f"{record['answer_tokens']:.3g} tokens an answer"
+    yield f"length {record['answer_tokens']:.3g}"
     for name, said in (("truncated_share", "cut off"), ("unrewarded_share", "without reward")):
         if record.get(name):
             yield f"{record[name]:.1%} {said}"

@@ -88,7 +88,7 @@ REWARDED: dict[str, Any] = {
 def test_of_reinforcement_learning_the_answers_are_told_and_not_the_loss(tmp_path: Path) -> None:
     lines = show(tmp_path, "auto", **REWARDED).splitlines()
     assert lines[1] == (
-        "step 40/100  reward 0.438  KL 0.0123  18.2 tokens an answer  12.5% cut off  gap 4e-07  "
+        "step 40/100  reward 0.438  KL 0.0123  length 18.2  12.5% cut off  gap 4e-07  "
         "12.3k tokens/s  MFU 31.0%  ETA 0:30"
     )
 
