@@ -44,7 +44,7 @@ def check_jobs(jobs: Sequence[PlannedJob]) -> None:
 def requests(jobs: Sequence[PlannedJob]) -> Iterator[JobRequest]:
     """What the backends would be given, without the ids of jobs that are not submitted yet."""
     for job in jobs:
-        yield _request(job, {})
+        yield _request(job, {}, jobs)
 
 
 def submit_jobs(jobs: Sequence[PlannedJob]) -> dict[Path, JobRecord]:
@@ -59,7 +59,7 @@ def submit_jobs(jobs: Sequence[PlannedJob]) -> dict[Path, JobRecord]:
         _freeze(job, git, twin=jobs[0].folder if job is not jobs[0] else None)
     for job in jobs:
         try:
-            record = _submit(job, _request(job, records))
+            record = _submit(job, _request(job, records, jobs))
         except SubmitError:
             _take_back(records.values())
             raise
@@ -134,12 +134,13 @@ def _busy(folder: Path, what: str) -> Problem:
     return Problem("run.name", folder.name, message)
 
 
-def _request(job: PlannedJob, records: dict[Path, JobRecord]) -> JobRequest:
+def _request(job: PlannedJob, records: dict[Path, JobRecord], jobs: Sequence[PlannedJob]) -> JobRequest:
     return JobRequest(
         config=job.config,
         folder=job.folder,
         tasks=tuple(task.folder for task in job.tasks),
         after=tuple(Earlier(wait.folder, records.get(wait.folder), wait.until) for wait in job.after),
+        beside=tuple(other.config for other in jobs if other.config.cluster.kind == "ray"),
     )
 
 

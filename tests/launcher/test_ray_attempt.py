@@ -45,6 +45,9 @@ while not (folder / "verdict").exists():
 sys.exit(int((folder / "verdict").read_text()))
 """
 
+ADDRESS = {"pretrain": None, "rlhf": "127.0.0.1:3"}
+"""What RAY_ADDRESS is in the agent's environment."""
+
 PREFLIGHT = """
 import os, pathlib, sys
 assert os.environ["LLMSCALE_RENDEZVOUS"] == "127.0.0.1:2" and "LLMSCALE_COORDINATOR" not in os.environ
@@ -69,6 +72,9 @@ class ThreadNodes:
 
     def own_address(self) -> str:
         return "127.0.0.1"
+
+    def ray_address(self) -> str:
+        return "127.0.0.1:3"
 
     def reserve(self, nodes: int) -> None:
         self.bundles = range(nodes)
@@ -136,10 +142,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def attempt(folder: Path, room: int = 2, ran_before: bool = False, **cluster: object) -> Attempt:
+def attempt(
+    folder: Path, room: int = 2, ran_before: bool = False, task: str = "pretrain", **cluster: object
+) -> Attempt:
     (folder / "logs").mkdir()
     section = {"kind": "ray", "nodes": 2, "preflight": False, **cluster}
-    write_resolved(Config.model_validate({"cluster": section}), folder / "config.yaml")
+    write_resolved(Config.model_validate({"task": task, "cluster": section}), folder / "config.yaml")
     commands = Commands(*((sys.executable, "-c", script) for script in (COORDINATOR, AGENT, PREFLIGHT)))
     made = Attempt(folder, ran_before, commands=commands)
     made.nodes = ThreadNodes(made.nodes.ask, room)  # pyright: ignore[reportAttributeAccessIssue]
@@ -173,6 +181,18 @@ def test_verdict_is_the_coordinators(tmp_path: Path, code: int) -> None:
     act = meanwhile(lambda: end(tmp_path, 2, code))
     assert attempt(tmp_path).run() == code
     act.join()
+
+
+@pytest.mark.parametrize("task", ["pretrain", "rlhf"])
+def test_only_a_driver_is_told_where_its_ray_is(tmp_path: Path, task: str) -> None:
+    """It is alone, and no node is looked at before: workers may be on any."""
+    acting = meanwhile(lambda: end(tmp_path, 1, 0))
+    driving = attempt(tmp_path, room=3, task=task, nodes=1, preflight=task == "rlhf")
+    node = ("-c", f"import os; assert os.environ.get('RAY_ADDRESS') == {ADDRESS[task]!r}\n{AGENT}")
+    driving.commands = replace(driving.commands, node=(sys.executable, *node))
+    assert driving.run() == 0
+    acting.join()
+    assert not list(tmp_path.glob("looked-at-*")) and len(list(tmp_path.glob("node-*"))) == 1
 
 
 def test_lost_agent_is_replaced(tmp_path: Path) -> None:

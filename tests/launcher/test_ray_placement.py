@@ -3,7 +3,9 @@
 import pytest
 from llmscale_launcher.ray.placement import (
     Machine,
+    agents_of,
     ask_of,
+    cpus_in_all,
     exit_code_without_place,
     room,
     shortage,
@@ -11,6 +13,7 @@ from llmscale_launcher.ray.placement import (
 )
 
 from llmscale.config.cluster import ClusterSection
+from llmscale.config.schema import Config
 
 SMALL = [Machine("a", "10.0.0.1", cpus=4, gpus=0), Machine("b", "10.0.0.2", cpus=4, gpus=0)]
 WITH_GPUS = [Machine("c", "10.0.0.3", cpus=96, gpus=8)]
@@ -28,6 +31,28 @@ def test_a_bundle_a_node() -> None:
     assert ask(processes_per_node=3).bundle == {"CPU": 3.0}
     assert ask(nodes=2).strategy == "STRICT_SPREAD"
     assert ask(nodes=2, ray={"placement": "pack"}).strategy == "PACK"
+
+
+def rlhf(**cluster: object) -> Config:
+    pools = {"one": {"roles": ["actor"], "processes": 4}, "two": {"roles": ["critic"], "processes": 2}}
+    sections = {"task": "rlhf", "rlhf": {"pools": pools}, "cluster": {"kind": "ray", **cluster}}
+    return Config.model_validate(sections)
+
+
+def test_a_driver_asks_for_itself_alone() -> None:
+    """Its workers find places of their own, from within the run."""
+    there = agents_of(
+        rlhf(nodes=3, processes_per_node=2, gpus_per_node=2, ray={"address": "http://head:8265"})
+    )
+    assert (there.nodes, there.bundle, there.strategy) == (1, {"CPU": 1.0}, "PACK")
+    inside = agents_of(rlhf(nodes=3, processes_per_node=2, ray={"within": "slurm"}))
+    assert inside.bundle == {"CPU": 1.0, "node:__internal_head__": 0.001}
+    assert agents_of(Config.model_validate({"cluster": {"nodes": 2}})) == ask(nodes=2)
+
+
+def test_a_local_ray_counts_driver_and_pools() -> None:
+    assert cpus_in_all(rlhf(cpus_per_process=3)) == 6 * 3 + 1
+    assert cpus_in_all(Config.model_validate({"cluster": {"nodes": 2, "processes_per_node": 3}})) == 6
 
 
 @pytest.mark.parametrize(

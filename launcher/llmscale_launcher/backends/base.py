@@ -32,6 +32,8 @@ class JobRequest:
     """Run folders of a job array, by array index; empty for a single run. See `Backend.has_arrays`."""
     after: tuple[Earlier, ...] = ()
     """All of them must be over before this job starts."""
+    beside: tuple[Config, ...] = ()
+    """Runs that are submitted together with this one: a Ray that is started for it has room for them, too."""
     directory: Path = field(default_factory=Path.cwd)
     """Where the job works: relative paths of the config start here."""
 

@@ -85,7 +85,8 @@ class RayBackend:
         if ray.address is not None:
             return _submit(JobServer(ray.address, user_token()), request, host=None)
         # CPUs of a local Ray are a count, not cores: a laptop may run more ranks than it has cores.
-        cpus = max(os.cpu_count() or 1, cpus_in_all(request.config))
+        asked = (cpus_in_all(config) for config in (request.config, *request.beside))
+        cpus = max(os.cpu_count() or 1, *asked)
         with local_ray(cpus, ray.dashboard_host) as found:
             return _submit(found.server(), request, host=socket.gethostname())
 
