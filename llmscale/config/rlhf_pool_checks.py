@@ -82,8 +82,9 @@ def rollout_fits(config: Config) -> Iterator[Problem]:
         message = f"leaves no room for a prompt in train.sequence_length = {config.train.sequence_length}"
         yield Problem("rlhf.rollout.max_new_tokens", rollout.max_new_tokens, message)
     updates = rlhf.update.minibatches
-    if rollout.prompts * rollout.answers < updates:
-        message = f"is more than the {rollout.prompts * rollout.answers} answers of a rollout"
+    learned = rollout.prompts * (1 if rlhf.takes_the_best else rollout.answers)
+    if learned < updates:
+        message = f"is more than the {learned} answers of a rollout that are learned from"
         yield Problem("rlhf.update.minibatches", updates, message)
 
 
@@ -93,7 +94,8 @@ def what_it_needs(config: Config) -> Iterator[Problem]:
     if config.train.init_from is None:
         message = "is needed: answers get better that a model writes already; name a run of sft, or another"
         yield Problem("train.init_from", None, message)
-    yield from reward_problems(config.rlhf.rewards)
+    if config.rlhf.rewards or config.rlhf.environment is None:
+        yield from reward_problems(config.rlhf.rewards)
     if "reward" in needed_roles(config) and config.rlhf.roles.reward.init_from is None:
         message = "is needed for rewards of kind model: name a run of task=reward, or a folder of one"
         yield Problem("rlhf.roles.reward.init_from", None, message)

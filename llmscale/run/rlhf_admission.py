@@ -11,10 +11,11 @@ from llmscale.config.problems import InputError, Problem
 from llmscale.config.rlhf_roles import needed_roles, role_config
 from llmscale.config.schema import Config
 from llmscale.data.chat.conversation import BadRecord
-from llmscale.data.chat.encode import chat_encoder
+from llmscale.data.chat.encode import ChatEncoder, chat_encoder
 from llmscale.data.prompt_records import Prompt, PromptReader
 from llmscale.data.records import Unreadable, record_source
 from llmscale.data.sources import HUB_PREFIX, BadText
+from llmscale.rlhf.continuation import Continuation
 from llmscale.rlhf.environments import setup_problems as environment_problems
 from llmscale.rlhf.rewards.checks import FIRST, field_problems, setup_problems
 from llmscale.run.beginnings import check_init_from, check_scorer
@@ -29,20 +30,39 @@ def check_rlhf(config: Config, before: Mapping[Path, Config]) -> list[Problem]:
     environment = config.rlhf.environment
     return [
         *(environment_problems(environment) if environment is not None else ()),
+        *(_template_problems(config) if environment is not None else ()),
         *setup_problems(config.rlhf.rewards),
         *field_problems(config.rlhf.rewards, _first_prompts(config)),
         *_beginnings(config, before),
     ]
 
 
-def _first_prompts(config: Config) -> list[Prompt]:
-    """Of the sources that can be read at once; what is wrong with the others is told elsewhere."""
+def _encoder(config: Config) -> ChatEncoder | None:
+    """None where what is wrong with tokenizer or template is told elsewhere."""
     tokenizer = config.tokenizer.path
     if tokenizer is None:
-        return []
+        return None
     try:
-        encoder = chat_encoder(config, tokenizer, config.train.sequence_length)
+        return chat_encoder(config, tokenizer, config.train.sequence_length)
     except InputError:
+        return None
+
+
+def _template_problems(config: Config) -> Iterator[Problem]:
+    """A conversation goes on with the tokens that were written."""
+    encoder = _encoder(config)
+    if encoder is None:
+        return
+    try:
+        Continuation(encoder)
+    except InputError as error:
+        yield from error.problems
+
+
+def _first_prompts(config: Config) -> list[Prompt]:
+    """Of the sources that can be read at once; what is wrong with the others is told elsewhere."""
+    encoder = _encoder(config)
+    if encoder is None:
         return []
     reader = PromptReader(encoder, config.train.sequence_length, config.rlhf.prompts == "text")
     found: list[Prompt] = []

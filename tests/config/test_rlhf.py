@@ -28,6 +28,15 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"update": {"dual_clip": 1.1}}, "update.dual_clip", "above 1 + clip_high = 1.2"),
     ({"update": {"dual_clip": 1.25, "clip_high": 0.3}}, "update.dual_clip", "above 1 + clip_high = 1.3"),
     ({"overlong": {"buffer": 65}, "rollout": {"max_new_tokens": 64}}, "overlong.buffer", "longest answer"),
+    ({"environment": "gues_number"}, "environment.environment", "none of guess_number"),
+    ({"rewards": [{"kind": "math", "name": "mean"}]}, "rewards.0.name", "reward_mean"),
+    (
+        {"environment": "guess_number", "rewards": [{"kind": "math", "name": "environment"}]},
+        "rewards.0.name",
+        "reward_environment",
+    ),
+    ({"algorithm": "best_of_n", "async_steps": 1}, "async_steps", "best_of_n learns nothing"),
+    ({"async_steps": 1, "rollout": {"importance_cap": None}}, "rollout.importance_cap", "such as 2"),
 ]
 GOOD: list[Any] = [
     *OF_ALGORITHM,
@@ -36,6 +45,8 @@ GOOD: list[Any] = [
     {"algorithm": "grpo", "update": {"scale": "none", "normalisation": "constant"}, "kl": 0},
     {"algorithm": "reinforce_plus_plus", "update": {"baseline": "group"}},
     {"update": {"dual_clip": 3, "clip_high": 0.28, "value_clip": None}},
+    {"environment": {"environment": "guess_number", "turns": 3}, "overlong": {"buffer": 190}},
+    {"algorithm": "raft", "async_steps": 1, "rollout": {"importance_cap": None}},
 ]
 
 
@@ -113,6 +124,11 @@ PLACED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"rlhf": {"async_steps": 1}}, "rlhf.async_steps", "rlhf.rollout.engine=transformers"),
     ({"rlhf": {"rewards": []}}, "rlhf.rewards", "names no reward"),
+    (
+        {"rlhf": {"algorithm": "raft", "update": {"minibatches": 20}}},
+        "rlhf.update.minibatches",
+        "the 16 answers of a rollout that are learned from",
+    ),
     ({"rlhf": {"rewards": ["model"]}}, "rlhf.roles.reward.init_from", "task=reward"),
     ({"rlhf": {"rollout": {"answers": 1}}}, "rlhf.rollout.answers", "take 2 or more"),
     ({"train": {"global_batch_size": 64}}, "train.global_batch_size", "rlhf.rollout.prompts"),
@@ -138,3 +154,15 @@ def test_models_have_a_place_and_what_they_need(tree: dict[str, Any], key: str, 
     found = [(problem.key, problem.message) for problem in problems]
     assert any(name == key and message in told for name, told in found), found
     assert {name for name, _ in found} == {key}
+
+
+def test_an_environment_is_a_reward_by_itself() -> None:
+    tree = {
+        "task": "rlhf",
+        "model": {"preset": "tiny"},
+        "tokenizer": "tokenizer",
+        "data": {"train": ["prompts.jsonl"]},
+        "train": {"init_from": "runs/sft"},
+        "rlhf": {"algorithm": "grpo", "environment": "guess_number"},
+    }
+    assert resolve(tree, "run")[1] == []
