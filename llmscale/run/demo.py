@@ -1,9 +1,9 @@
 """`make demo`: the whole path on real text, by the commands that a user would type.
 
 Tokenizer, corpus, training on four ranks, a stop in the middle, the resume, a sample, a report; then
-fine-tuning of that model on questions and answers, with all its weights and with LoRA. Tokenizer and corpus
-are made once; every demo trains in run folders of its own under `demo/runs/`, and leaves its model in
-`demo/model`.
+fine-tuning of that model on questions and answers, with all its weights and with LoRA; reinforcement learning
+on a Ray. Tokenizer and corpus are made once; every demo trains in run folders of its own under `demo/runs/`,
+and leaves its model in `demo/model`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.panel import Panel
 
 from llmscale.config.load import load_config
 from llmscale.control.exit_codes import EXIT_SAVED
-from llmscale.run import demo_tuning
+from llmscale.run import demo_rlhf, demo_tuning
 from llmscale.run.demo_data import FOLDER, NOT_LIBRARY, write_demo_data
 from llmscale.run.demo_stage import DemoFailed, command, console, llmscale, once, show, stage
 from llmscale.runtime.metrics import last_metrics, read_metrics
@@ -93,7 +93,10 @@ def demonstrate(minutes: float) -> None:
     llmscale("report", str(run))
     export(run)
     tuned = demo_tuning.fine_tune(MODEL, run, minutes, pace.step_seconds)
-    conclude(run, stopped_at, tuned, time.perf_counter() - began)
+    own = run.with_name(f"{run.name}-{demo_rlhf.GRPO.stem}")
+    reinforced = demo_rlhf.reinforce(tuned[0].run, own, minutes)
+    told = [*(demo_tuning.told(one) for one in tuned), demo_rlhf.told(reinforced)]
+    conclude(run, stopped_at, told, time.perf_counter() - began)
 
 
 def make_tokenizer_and_corpus() -> None:
@@ -167,7 +170,11 @@ def check_steps(run: Path, steps: int) -> None:
         raise DemoFailed(f"{run / 'metrics.jsonl'} has steps {found}, not 1 to {steps}")
 
 
-def conclude(run: Path, stopped_at: int, tuned: Sequence[demo_tuning.Tuned], seconds: float) -> None:
+def conclude(run: Path, stopped_at: int, told: Sequence[str], seconds: float) -> None:
+    """
+    Args:
+        told: of what came after pretraining.
+    """
     metrics = read_metrics(run)
     first, last = metrics[0], metrics[-1]
     speed = median(line["tokens_per_second"] for line in metrics)
@@ -177,10 +184,11 @@ def conclude(run: Path, stopped_at: int, tuned: Sequence[demo_tuning.Tuned], sec
         f"{last['step']} steps, {last['tokens']:,} tokens: loss {first['loss']:.2f} → {last['loss']:.2f}, "
         f"{speed:,.0f} tokens/s on {ranks} ranks",
         f"Stopped after step {stopped_at} (exit {EXIT_SAVED}), resumed at {stopped_at + 1}: each step once",
-        *(demo_tuning.told(one) for one in tuned),
+        *told,
         f"Look at [b]{run}/report.html[/] and loss.png there; the model is in [b]{MODEL}/[/]",
         f"Next: [b]source .venv/bin/activate; llmscale train {CONFIG}[/]",
         f"      [b]llmscale train {demo_tuning.LORA}[/]",
+        f"      [b]llmscale train {demo_rlhf.GRPO}[/]",
     )
     console.print()
     title = f"what happened, in {seconds / 60:.1f} minutes"

@@ -5,6 +5,7 @@
     demo/sft/{train,validation}.jsonl           conversations about functions, from their docstrings
     demo/classify/{train,validation}.jsonl      which package a piece of source comes from
     demo/preferences/{train,validation}.jsonl   which of two answers does what was asked
+    demo/prompts/{train,validation}.jsonl       beginnings of functions, to be gone on with
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from llmscale.data.files import replace_file
 from llmscale.run.demo_docstrings import write_docstrings
 from llmscale.run.demo_preferences import write_preferences
+from llmscale.run.demo_prompts import write_prompts
 
 FOLDER = Path("demo")
 NOT_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
@@ -111,6 +113,7 @@ def write_demo_data() -> None:
         (FOLDER / "sft", write_docstrings(library, FOLDER / "sft")),
         (FOLDER / "classify", write_classification(FOLDER / "classify")),
         (FOLDER / "preferences", write_preferences(library, FOLDER / "preferences")),
+        (FOLDER / "prompts", write_prompts(library, FOLDER / "prompts")),
     ):
         print(f"{folder}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
 

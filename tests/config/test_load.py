@@ -90,6 +90,8 @@ def test_shipped_configs_are_runs_of_their_own() -> None:
         "tiny-reward",
         "tiny-dpo",
         "tiny-dpo-lora",
+        "tiny-grpo",
+        "tiny-ppo",
     }
 
 

@@ -116,6 +116,8 @@ def test_one_answer_to_several_prompts_answers_none(reward: PythonReward) -> Non
     assert [one.value for one in reward.score(asked)] == [1.0, 1.0, 1.0]
     asked.append(sample(" print(1)\n", "q 3"))
     assert [one.value for one in reward.score(asked)] == [0.0, 0.0, 1.0, 0.0]
+    asked = [sample(f"print(1)  # {number}", f"q {number}") for number in range(3)]
+    assert [one.value for one in reward.score(asked)] == [0.0, 0.0, 0.0]
 
 
 def test_the_prompt_may_be_the_beginning_of_the_program() -> None:

@@ -1,5 +1,6 @@
 """1 for an answer that is Python which does something and passes its tests, 0 for any other."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -120,7 +121,13 @@ def open_reward(term: RewardTerm, _means: Means) -> PythonReward:
 def _given_to_several(samples: Sequence[Sample]) -> list[bool]:
     """Whether an answer was given, word for word, to another prompt of the batch, too: whatever fits all
     prompts answers none."""
+    codes = [_without_comments(sample.completion) for sample in samples]
     prompts: dict[str, set[str]] = {}
-    for sample in samples:
-        prompts.setdefault(sample.completion.strip(), set()).add(repr(sample.prompt))
-    return [len(prompts[sample.completion.strip()]) > 1 for sample in samples]
+    for code, sample in zip(codes, samples):
+        prompts.setdefault(code, set()).add(repr(sample.prompt))
+    return [len(prompts[code]) > 1 for code in codes]
+
+
+def _without_comments(answer: str) -> str:
+    """To compare answers by: what differs in comments and blanks alone is the same."""
+    return " ".join(re.sub(r"#[^\n]*", "", answer).split())
