@@ -15,8 +15,8 @@ LONGEST_HEAD = 70
 
 
 def write_prompts(files: Iterable[Path], folder: Path) -> dict[str, int]:
-    """Write `train.jsonl` and `validation.jsonl` with records {prompt}, each in one of the two; returns how many
-    each has."""
+    """Write `train.jsonl` and `validation.jsonl` with records {prompt}, each in one of the two; returns how
+    many each has."""
     found: dict[str, set[str]] = {"train": set(), "validation": set()}
     for file in files:
         text = file.read_text("utf-8", "replace")
