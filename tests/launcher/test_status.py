@@ -13,6 +13,8 @@ from rich.console import Console
 from llmscale.commands import status as command
 from llmscale.run.groups import all_groups, find_group
 from llmscale.run.standing import last_step, newest_saved, read_status, read_statuses
+from llmscale.runtime.hooks import Part
+from llmscale.runtime.parts import PartFile
 from llmscale.runtime.run_folder import write_agent
 from tests.launcher.fake_scheduler import FakeScheduler
 from tests.launcher.standing_runs import EventLine, commit, make_run, slurm_job
@@ -244,6 +246,25 @@ def test_one_run_with_reports_of_the_watchdog(tmp_path: Path) -> None:
         "requeues   1",
     ):
         assert part in text
+
+
+def test_a_run_on_rewards_tells_of_its_answers_and_of_what_it_is_at(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, events=["started"], step=7)
+    answers = {"reward_mean": 0.4375, "kl_answer": 0.0123, "answer_tokens": 18.25, "rollout_gap": 4e-7}
+    speed = {"loss": 0.01, "step_seconds": 0.5, "tokens_per_second": 4000.0}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 8, **speed, **answers}) + "\n")
+    PartFile(folder).on_part(Part(9, "rollout", 256))
+    agent = {"pid": os.getpid(), "created": time.time(), "host": "elsewhere"}
+    (folder / "agent.json").write_text(json.dumps(agent))
+    os.utime(folder / "agent.json", (time.time() - 60,) * 2)
+    lines = [line.split(maxsplit=1) for line in shown(tmp_path, "run").splitlines() if " " in line.strip()]
+    told = {name: text.strip() for name, text in lines}
+    assert told["now"] == "step 9: writing answers (256)" and "loss" not in told
+    assert told["answers"] == "reward 0.438, KL 0.0123, length 18.2, gap 4e-07"
+    assert "8/100  reward 0.438 KL 0.0123  4k" in shown(tmp_path)
+    document = json.loads(json.dumps(command._as_json(None, tmp_path)))[0]
+    assert (document["part"]["name"], document["part"]["count"]) == ("rollout", 256)
 
 
 def test_json_of_all_and_of_one(tmp_path: Path) -> None:
