@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import tempfile
+import threading
 import time
 import zlib
 from dataclasses import replace
@@ -82,6 +83,8 @@ class BeatWriter(Hook):
         self._phase: Phase = "starting"
         self._step = 0
         self._count = 0
+        self._lock = threading.Lock()
+        """More than one thread may wait for something."""
 
     def on_start(self, start: RunStart) -> None:
         self._step = start.step
@@ -105,10 +108,12 @@ class BeatWriter(Hook):
         self.on_phase("leaving")
 
     def _beat(self, phase: Phase) -> None:
-        self._count += 1
-        data = _FIELDS.pack(self._count, PHASES.index(phase), self._step, time.monotonic_ns())
-        start = _SLOT * (self._count % 2)
-        self._memory[start : start + _FIELDS.size + _CHECKSUM.size] = data + _CHECKSUM.pack(zlib.crc32(data))
+        with self._lock:
+            self._count += 1
+            data = _FIELDS.pack(self._count, PHASES.index(phase), self._step, time.monotonic_ns())
+            slot = data + _CHECKSUM.pack(zlib.crc32(data))
+            start = _SLOT * (self._count % 2)
+            self._memory[start : start + len(slot)] = slot
 
 
 class BeatReader:
