@@ -42,6 +42,10 @@ class RunData:
     def has(self, key: str) -> bool:
         return any(record.get(key) is not None for record in self.metrics)
 
+    def is_ever(self, key: str) -> bool:
+        """It is there, and not 0 at every step."""
+        return any(record.get(key) for record in self.metrics)
+
     @property
     def validations(self) -> list[Event]:
         """Newest last; of a step that was repeated after a restart only the last validation."""

@@ -89,7 +89,7 @@ def _curves(runs: Sequence[RunData]) -> Iterable[str]:
     for draw in reward_pictures(rewarded):
         yield f"<div class='card'>{_svg(draw, rewarded, NARROW)}</div>"
     for column, draw in CURVES.items():
-        having = [run for run in runs if run.has(column)]
+        having = [run for run in runs if run.is_ever(column)]
         if having:
             yield f"<div class='card'>{_svg(draw, having, NARROW)}</div>"
     compared = [run for run in runs if is_on_preferences(run)]

@@ -12,7 +12,6 @@ from llmscale.report.rewards import (
     OTHER,
     REWARD,
     held_out,
-    is_ever,
     reward_parts,
     seconds_of_parts,
 )
@@ -39,7 +38,7 @@ def reward_pictures(runs: Sequence[RunData]) -> list[Draw]:
 
 def _pictures(runs: Sequence[RunData]) -> Iterator[Draw]:
     def some(name: str) -> bool:
-        return any(is_ever(run, name) for run in runs)
+        return any(run.is_ever(name) for run in runs)
 
     if len(runs) == 1 and len(reward_parts(runs[0])) > 1:
         yield draw_reward_parts
@@ -93,7 +92,7 @@ def draw_lengths(axes: Axes, runs: Sequence[RunData]) -> None:
             ("truncated_share", CUT_OFF, "cut off"),
             ("unrewarded_share", UNREWARDED, "without reward"),
         ):
-            if name == "truncated_share" or is_ever(run, name):
+            if name == "truncated_share" or run.is_ever(name):
                 values = smoothed(run.column(name))
                 shares.fill_between(
                     run.steps, values, color=own if alone else colour, alpha=0.12, linewidth=0
@@ -149,11 +148,11 @@ def _curve(
             _line(axes, runs, run, name, colour)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        values = [value for run in runs for value in known(run.column(name))]
+        values = [value for run in runs for value in run.column(name) if math.isfinite(value)]
         if logarithmic and any(value > 0 for value in values):
             axes.set_yscale("log")
             axes.set_ylim(*_decades([value for value in values if value > 0]))
-        elif min(values) >= 0:
+        elif min(values, default=-1) >= 0:
             axes.set_ylim(0, ROOM * max(values))
         axes.set_ylabel(unit)
         axes.set_title(title)

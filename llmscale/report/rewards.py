@@ -29,11 +29,6 @@ def held_out(run: RunData, name: str) -> tuple[list[int], list[float]]:
     return list(found), list(found.values())
 
 
-def is_ever(run: RunData, name: str) -> bool:
-    """The number is there, and not 0 at every step."""
-    return any(record.get(name) for record in run.metrics)
-
-
 def seconds_of_parts(run: RunData) -> dict[str, list[float]]:
     """Seconds of each part of each step, by name: those that the steps tell, what is left of them, and
     validating and saving. Empty where steps tell none."""

@@ -1,5 +1,7 @@
 """The report of synthetic runs: one file that needs nothing beside it."""
 
+import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -179,6 +181,17 @@ def test_what_runs_on_rewards_measure_is_shown(tmp_path: Path, capsys: pytest.Ca
     assert "highest reward" in told and "lowest loss" in told
     names = {path.name for path in (tmp_path / "of-both").iterdir()}
     assert names == {"report.html", "loss.png", "rewards.png", "seconds-grpo.png"}
+
+
+def test_a_run_that_came_to_nothing_has_pictures(tmp_path: Path) -> None:
+    folder = make_reward_run(tmp_path, "ppo")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    odd = dict.fromkeys(("kl_answer", "entropy", "critic_value_loss", "rollout_gap"), math.inf)
+    first = {**json.loads(lines[0]), "grad_norm": 0.0, "critic_explained_variance": math.nan, **odd}
+    (folder / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+    write_report([folder], tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert ">Entropy<" in text and ">Gradient norm<" not in text
 
 
 def test_what_comes_now_and_then_costs_every_step_its_share(tmp_path: Path) -> None:
