@@ -70,8 +70,8 @@ def prepare(workload: GrpoWorkload) -> None:
 
 def evenness(prompts: Sequence[str], completions: Sequence[str], **_: object) -> list[float]:
     """A reward: the share of even numbers in an answer."""
-    words = [completion.replace(END, "").split() for completion in completions]
-    return [sum(int(word) % 2 == 0 for word in one) / max(len(one), 1) for one in words]
+    digits = [[word[-1] for word in completion.split() if word.isdecimal()] for completion in completions]
+    return [sum(digit in "02468" for digit in one) / max(len(one), 1) for one in digits]
 
 
 def told(steps: Sequence[float], rollouts: Sequence[float], tokens: Sequence[float]) -> str:

@@ -16,6 +16,8 @@ def prepare_ray_environment(is_on_a_ray: bool) -> None:
     if not is_on_a_ray:
         os.environ.pop("RAY_ADDRESS", None)
     if not os.environ.get("RAY_ADDRESS"):
+        # Else Ray's processes wait for everything else that runs here; ranks of other tasks do not.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ |= {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
