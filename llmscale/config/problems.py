@@ -25,3 +25,7 @@ class InputError(Exception):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(str(problem) for problem in problems))
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[list[Problem]]]:
+        """It may come from another process."""
+        return InputError, (self.problems,)

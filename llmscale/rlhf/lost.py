@@ -1,6 +1,7 @@
 """Why a call of a pool has no result."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class WorkerLost(Exception):
@@ -18,6 +19,9 @@ class WorkerLost(Exception):
         self.rank = rank
         self.host = host
         self.cause = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerLost, (self.pool, self.roles, self.rank, self.host, self.cause)
 
 
 class WorkerFailed(Exception):
