@@ -1,8 +1,7 @@
 """What is done again when a pool is lost whose models are as they were in files: everything but learning."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from llmscale.config.rlhf_pools import Role
@@ -62,23 +61,10 @@ class Recovery:
             except WorkerLost as lost:
                 self._mend(step, lost)
 
-    @contextmanager
-    def telling(self, step: Callable[[], int]) -> Iterator[None]:
-        """A loss inside that nothing here mends is told too, before the run ends by it.
-
-        Args:
-            step: steps done by then.
-        """
-        try:
-            yield
-        except WorkerLost as lost:
-            self._tell(step(), lost)
-            raise
-
     def _mend(self, step: int, lost: WorkerLost) -> None:
         if not self.left or any(role not in STATELESS for role in lost.roles):
             raise lost
-        self._tell(step, lost)
+        tell(self.events, step, lost)
         self.left -= 1
         began = time.perf_counter()
         # Processes start and models are read, which is no step that hangs.
@@ -94,14 +80,20 @@ class Recovery:
         seconds = time.perf_counter() - began
         self.events.write("pool_restarted", step, pool=lost.pool, roles=list(lost.roles), seconds=seconds)
 
-    def _tell(self, step: int, lost: WorkerLost) -> None:
-        print(lost, flush=True)
-        self.events.write(
-            "worker_lost",
-            step,
-            pool=lost.pool,
-            roles=list(lost.roles),
-            rank=lost.rank,
-            host=lost.host,
-            cause=lost.cause,
-        )
+
+def tell(events: EventLog, step: int | None, lost: WorkerLost) -> None:
+    """Write what was lost, and print it.
+
+    Args:
+        step: steps done; None: before the first, or who tells does not know.
+    """
+    print(lost, flush=True)
+    events.write(
+        "worker_lost",
+        step,
+        pool=lost.pool,
+        roles=list(lost.roles),
+        rank=lost.rank,
+        host=lost.host,
+        cause=lost.cause,
+    )

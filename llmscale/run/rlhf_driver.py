@@ -24,9 +24,10 @@ from llmscale.rlhf.conversations import Conversations
 from llmscale.rlhf.environments import MultiTurn
 from llmscale.rlhf.group import Group
 from llmscale.rlhf.judging import Decode
+from llmscale.rlhf.lost import WorkerLost
 from llmscale.rlhf.models import Models
 from llmscale.rlhf.places import NoPlace
-from llmscale.rlhf.recovery import Recovery
+from llmscale.rlhf.recovery import Recovery, tell
 from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.state import State
@@ -55,6 +56,9 @@ def drive(config: Config, environment: RankEnvironment) -> int:
     except NoPlace as reason:
         print(reason, flush=True)
         return EXIT_SAVED
+    except WorkerLost as lost:
+        tell(EventLog(config.run_folder), None, lost)
+        raise
 
 
 @contextmanager

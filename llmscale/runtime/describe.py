@@ -4,6 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
+REWARD = "reward_mean"
+"""The metric of a validation that is its `reward`, and is told as that."""
+
+
 def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> str:
     """One line about an event."""
     if kind == "resumed":
@@ -30,7 +34,8 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
         return f"warning: {details['cause']}"
     if kind == "worker_lost":
         who = f"{' and '.join(details['roles'])} (pool {details['pool']})"
-        return f"worker lost after step {step or 0}: {who}, {_culprit(details)}{details['cause']}"
+        when = "" if step is None else f" after step {step}"
+        return f"worker lost{when}: {who}, {_culprit(details)}{details['cause']}"
     if kind == "pool_restarted":
         return (
             f"restarted pool {details['pool']} ({', '.join(details['roles'])}) in {details['seconds']:.1f} s"
@@ -69,7 +74,7 @@ def validation_numbers(details: Mapping[str, Any]) -> Iterator[str]:
     if details.get("perplexity") is not None:
         yield f"perplexity {details['perplexity']:.2f}"
     for name, value in details.get("metrics", {}).items():
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float)) and name != REWARD:
             yield f"{name.replace('_', ' ')} {value:.4g}"
     forgetting = details.get("forgetting")
     if forgetting:
@@ -78,12 +83,12 @@ def validation_numbers(details: Mapping[str, Any]) -> Iterator[str]:
 
 def step_numbers(record: Mapping[str, Any]) -> Iterator[str]:
     """How good a step was, number by number: the loss, or what the answers of it were worth."""
-    if "reward_mean" not in record:
+    if REWARD not in record:
         yield f"loss {record['loss']:.4f}"
         if record.get("accuracy") is not None:
             yield f"accuracy {record['accuracy']:.1%}"
         return
-    yield f"reward {record['reward_mean']:.3f}"
+    yield f"reward {record[REWARD]:.3f}"
     if record.get("kl_answer") is not None:
         yield f"KL {record['kl_answer']:.3g}"
     yield f"length {record['answer_tokens']:.3g}"
