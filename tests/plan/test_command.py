@@ -52,6 +52,19 @@ def test_what_cannot_fit_is_refused_with_what_would(path: Path) -> None:
     assert "cluster.nodes=" in result.stdout or "train.recompute=full" in result.stdout
 
 
+def test_pools_of_reinforcement_learning() -> None:
+    config, size = "configs/rlhf/tiny_four_models.yaml", "model.vocabulary_size=8192"
+    result = run_plan(config, size)
+    assert result.returncode == 0, result.stderr
+    for text in ("answers: actor, reference", "scores: critic, reward", "2 × 1 CPU", "driver", "8 × 2 = 16"):
+        assert text in result.stdout
+    assert "tokens a second" not in result.stdout
+    large = run_plan(config, size, "model=llama3_8b", "--device", "A100")
+    assert large.returncode == 2
+    for text in ("Does not fit: a process of the pool answers", "What would fit:", "processes=4"):
+        assert text in large.stdout
+
+
 def test_bad_input(path: Path) -> None:
     assert run_plan(path, "--device", "H101").returncode == 2
     result = run_plan(path, "model.vocabulary_size=null", "tokenizer.path=nowhere")
