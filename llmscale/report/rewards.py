@@ -22,8 +22,7 @@ def held_out(run: RunData, name: str) -> tuple[list[int], list[float]]:
     """Steps of validations that have the number, and it."""
     found: dict[int, float] = {}
     for event in run.validations:
-        details = event.details
-        value = details.get("reward") if name == "reward_mean" else details.get("metrics", {}).get(name)
+        value = event.details.get("metrics", {}).get(name)
         if value is not None:
             found[event.step or 0] = value
     return list(found), list(found.values())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmscale.report.gather import RunData, aim, best_of
+from llmscale.runtime.describe import REWARD
 from llmscale.runtime.events import Event
 
 ABBREVIATIONS = {"kl": "KL to the reference", "mse": "MSE", "mae": "MAE", "r2": "R²", "sft_loss": "SFT loss"}
@@ -22,7 +23,8 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def numbers(event: Event) -> dict[str, float]:
     """A validation's metrics that are one number each."""
     metrics = event.details.get("metrics", {})
-    found = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+    told = {name: value for name, value in metrics.items() if name != REWARD}
+    found = {name: float(value) for name, value in told.items() if isinstance(value, (int, float))}
     if event.step == 0 and "kl" in found:
         # All rewards of the reference itself are 0 but for rounding, and no answer is the better one.
         found.pop("accuracy", None)

@@ -42,14 +42,13 @@ def step_record(state: State, outcome: Outcome, seconds: float) -> StepRecord:
 
 
 def validation_record(step: int, outcome: Outcome, seconds: float) -> ValidationRecord:
-    figures = dict(outcome.figures)
     return ValidationRecord(
         step=step,
         loss=None,
         perplexity=None,
         seconds=seconds,
-        reward=figures.pop("reward_mean"),
-        metrics=figures,
+        reward=outcome.figures["reward_mean"],
+        metrics=outcome.figures,
         samples=samples_of(outcome),
     )
 

@@ -172,6 +172,6 @@ def _of_critic(step: int) -> dict[str, float]:
 
 def _answers_of(step: int, source: random.Random) -> ValidationRecord:
     figures = _of_answers(step, source)
-    reward = figures.pop("reward_mean")
+    reward = figures["reward_mean"]
     sample = Sample("What is 1+1?", f"text of step {step} </pre>", reward, {"math": 0.25, "python": 0.5})
     return ValidationRecord(step, None, None, 1.5, figures, samples=[sample], reward=reward)

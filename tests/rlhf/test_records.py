@@ -48,7 +48,7 @@ def test_tokens_are_those_that_the_run_has_learned_from() -> None:
 def test_a_validation_is_judged_by_its_reward() -> None:
     record = validation_record(4, outcome(), 2.0)
     assert (record.loss, record.reward) == (None, 0.25)
-    assert "reward_mean" not in record.metrics and len(record.samples) == 4
+    assert record.metrics["reward_mean"] == 0.25 and len(record.samples) == 4
 
 
 def test_samples_are_the_first_answers_to_the_first_prompts() -> None:

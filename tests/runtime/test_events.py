@@ -83,7 +83,7 @@ def test_a_validation_is_told_whole(tmp_path: Path) -> None:
 
 def test_a_validation_of_rewards_has_no_loss_and_says_what_samples_are_worth(tmp_path: Path) -> None:
     samples = [Sample("2+2", " 4", 0.75, {"math": 1.0}), Sample("2+3", " 4", None, {})]
-    figures = {"answer_tokens": 3.5}
+    figures = {"reward_mean": 0.375, "answer_tokens": 3.5}
     EventHook(tmp_path).on_validation(
         ValidationRecord(6, None, None, 0.1, figures, samples=samples, reward=0.375)
     )
