@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-
 REWARD = "reward_mean"
 """The metric of a validation that is its `reward`, and is told as that."""
 
