@@ -3,6 +3,7 @@ the first is lost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ from llmscale.rlhf.team import Team
 from llmscale.rlhf.worker import Worker
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds."""
+
+    place: float
+    """Until a place is free."""
+    start: float
+    """Until all processes are there, and again until a model is."""
+    call: float | None
+    """Of a call; None: for ever."""
+
+
 class Pool:
     """The workers of a pool, placed and joined.
 
@@ -28,8 +41,7 @@ class Pool:
         group: the place that it gave (`places.py`), which becomes the pool's own.
         variables: of the environment, for every worker.
         run_folder: where workers write their logs and, when they are asked, their stacks.
-        place_seconds: how long another place may take to be free, and workers to be there.
-        call_seconds: how long a call may take; None: for ever.
+        limits: of what may take long.
 
     Raises:
         WorkerLost: a worker ended before it was ready.
@@ -41,17 +53,16 @@ class Pool:
         group: PlacementGroup,
         variables: Mapping[str, str],
         run_folder: Path,
-        place_seconds: float,
-        call_seconds: float | None,
+        limits: Limits,
         pulse: Pulse,
     ) -> None:
         self.ask = ask
         self.group = group
         self._new_team: Callable[[], Team] = lambda: Team(
-            ask, variables, run_folder / "stacks" / ask.name, call_seconds, pulse
+            ask, variables, run_folder / "stacks" / ask.name, limits.call, pulse
         )
         self._log = run_folder / "logs" / f"worker-{ask.name}"
-        self._place_seconds = place_seconds
+        self._limits = limits
         self._opened: list[tuple[str, str, Mapping[str, Any]]] = []
         self._workers: list[Any] = []
         try:
@@ -72,10 +83,10 @@ class Pool:
         self._end_workers()
         if not self._has_its_place():
             remove_placement_group(self.group)
-            self.group = reserve([self.ask], self._place_seconds)[self.ask.name]
+            self.group = reserve([self.ask], self._limits.place)[self.ask.name]
         self._start()
         for role, opener, arguments in self._opened:
-            self._open(role, opener, arguments).results()
+            self._open(role, opener, arguments).results(self._limits.start)
 
     def _has_its_place(self) -> bool:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -119,7 +130,7 @@ class Pool:
     def _addresses(self) -> list[str]:
         """Of each worker's node; waits until all have been placed."""
         asked = self._on(range(self.ask.processes), "where", [()] * self.ask.processes)
-        found = asked.results(self._place_seconds)
+        found = asked.results(self._limits.start)
         self.team.hosts = [host for host, _ in found]
         self.team.pids = [pid for _, pid in found]
         self.team.nodes = self._placed()

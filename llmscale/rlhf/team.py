@@ -12,6 +12,9 @@ from llmscale.rlhf.lost import WorkerLost
 from llmscale.rlhf.placement import PoolAsk
 from llmscale.rlhf.pulse import Pulse
 
+TOLD = ("The actor is dead because", "The actor died because")
+"""How the line of an error of Ray begins that says what has happened."""
+
 
 @dataclass
 class Team:
@@ -69,10 +72,8 @@ class Team:
 
 
 def _last_words(error: Exception) -> str:
-    """What Ray knows of it: the line that tells how, of the many that it says."""
+    """What Ray knows of it: how, of the many things that it says."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [
-        line for line in lines if line.startswith(("The actor is dead because", "The actor died because"))
-    ]
-    text = (told or lines or ["?"])[0]
-    return text.partition(" Some common causes include")[0]
+    told = [line for line in lines if line.startswith(TOLD)]
+    text = (told or lines or ["?"])[0].partition(" Some common causes include")[0]
+    return text.rpartition("Worker exit detail: ")[2]

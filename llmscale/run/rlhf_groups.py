@@ -17,7 +17,7 @@ from llmscale.rlhf.cluster import connected, is_on_a_ray
 from llmscale.rlhf.group import Group
 from llmscale.rlhf.placement import DRIVER, Node, PoolAsk, pool_asks, shortage
 from llmscale.rlhf.places import reserve
-from llmscale.rlhf.pool import Pool
+from llmscale.rlhf.pool import Limits, Pool
 from llmscale.rlhf.pulse import Pulse, own_servers
 from llmscale.run.committed import committed_step
 from llmscale.runtime.events import read_events
@@ -49,19 +49,12 @@ def opened_groups(config: Config) -> Iterator[Opened]:
     with connected(sum(ask.processes * ask.cpus for ask in asks)) as nodes, ExitStack() as opened:
         pulse = Pulse(own_servers())
         _check_room(config, asks, nodes)
-        wait_seconds, call_seconds = config.cluster.ray.wait_seconds, config.rlhf.call_seconds
-        places = reserve(asks, wait_seconds)
+        cluster = config.cluster
+        limits = Limits(cluster.ray.wait_seconds, cluster.watchdog.start_seconds, config.rlhf.call_seconds)
+        places = reserve(asks, limits.place)
         pools: dict[str, Pool] = {}
         for ask in asks:
-            pool = Pool(
-                ask,
-                places[ask.name],
-                _variables(config),
-                config.run_folder,
-                wait_seconds,
-                call_seconds,
-                pulse,
-            )
+            pool = Pool(ask, places[ask.name], _variables(config), config.run_folder, limits, pulse)
             pools[ask.name] = pool
             opened.callback(pool.close)
         resolved = config.model_dump(mode="json")
@@ -70,7 +63,7 @@ def opened_groups(config: Config) -> Iterator[Opened]:
             for role in needed_roles(config)
         ]
         for call in calls:
-            call.results()
+            call.results(limits.start)
         groups: dict[Role, Group] = {
             role: Group(pools[pool_of(config, role)], role, _layout(config, role))
             for role in needed_roles(config)

@@ -15,7 +15,7 @@ from unittest import mock
 from llmscale.rlhf.cluster import connected
 from llmscale.rlhf.placement import PoolAsk
 from llmscale.rlhf.places import reserve
-from llmscale.rlhf.pool import Pool
+from llmscale.rlhf.pool import Limits, Pool
 from llmscale.rlhf.pulse import Pulse, own_servers
 from llmscale.rlhf.ray_environment import prepare_ray_environment
 
@@ -50,7 +50,7 @@ def pool_of(processes: int) -> Iterator[tuple[Pool, "Listener"]]:
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with tempfile.TemporaryDirectory() as folder:
         place = reserve([ask], 60.0)["some"]
-        pool = Pool(ask, place, variables, Path(folder), 60.0, 120.0, pulse)
+        pool = Pool(ask, place, variables, Path(folder), Limits(60.0, 120.0, 120.0), pulse)
         try:
             pool.open("simple", OPENER, {"number": 5}).results()
             yield pool, listener
