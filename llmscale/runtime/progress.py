@@ -82,6 +82,7 @@ class Progress(Watcher):
         self.next_read = 0.0
         self.next_line = 0.0
         self.began = time.time()
+        """When this start of the ranks was."""
         how = config.logging.progress
         self.bar = how == "bar" or (how == "auto" and console.is_terminal)
         self.lines = how == "lines" or (how == "auto" and not self.bar)
@@ -121,6 +122,8 @@ class Progress(Watcher):
         for event in self.events.new():
             if event["event"] in SAID:
                 self.say(describe_event(event["event"], event["step"], event))
+            if event["event"] == "restarted":
+                self.began = time.time()
             if event["event"] == "stopped_early":
                 self.steps = event["step"]
         if self.live:

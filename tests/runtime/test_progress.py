@@ -124,6 +124,12 @@ def test_the_bar_says_which_part_of_a_step_it_is(tmp_path: Path) -> None:
         progress.poll()
         shown = stream.getvalue()
         assert "reward 0.438" in shown and "step 2: log-probabilities (256)" in shown
+        EventLog(config.run_folder).write("restarted", 1)
+        stream.truncate(0)
+        for _ in range(2):
+            progress.next_read = 0.0
+            progress.poll()
+        assert "reward 0.438" in stream.getvalue() and "step 2" not in stream.getvalue()
         hook.on_end(1, preempted=False)
         assert read_part(config.run_folder) is None
 
