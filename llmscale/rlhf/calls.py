@@ -69,6 +69,7 @@ class Calls:
 
         One that has failed leaves the others waiting for it in a collective, or tears them along.
         """
+        self.team.pulse.beat()
         self._wait_until(lambda: not self._waiting() or bool(self._ended()), GRACE_SECONDS)
         if all(_is_of_a_peer(error) for error in self._errors().values()):
             self._wait_until(lambda: not self._waiting() or bool(self._ended()), NODE_SECONDS)

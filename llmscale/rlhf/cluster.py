@@ -9,6 +9,7 @@ import ray
 
 import llmscale
 from llmscale.rlhf.placement import Node
+from llmscale.rlhf.pulse import all_run, own_servers
 from llmscale.runtime import stop_signal
 
 LOOPBACK = "127.0.0.1"
@@ -27,12 +28,15 @@ def connected(cpus: int) -> Iterator[list[Node]]:
     """
     with _in_folder_of_code():
         _connect(cpus)
+    servers = own_servers()
     # Ray has put a handler of its own there, which would end this process at once.
     stop_signal.install()
     try:
         yield _nodes()
     finally:
-        ray.shutdown()
+        # Without its servers that would not end; what is left of them ends with this process.
+        if all_run(servers):
+            ray.shutdown()
 
 
 def is_on_a_ray() -> bool:

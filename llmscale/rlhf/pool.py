@@ -61,6 +61,7 @@ class Pool:
         self._new_team: Callable[[], Team] = lambda: Team(
             ask, variables, run_folder / "stacks" / ask.name, limits.call, pulse
         )
+        self.team = self._new_team()
         self._log = run_folder / "logs" / f"worker-{ask.name}"
         self._limits = limits
         self._opened: list[tuple[str, str, Mapping[str, Any]]] = []
@@ -81,6 +82,7 @@ class Pool:
             NoPlace: others have taken what there was. WorkerLost: the new ones did not become ready.
         """
         self._end_workers()
+        self.team = self._new_team()
         if not self._has_its_place():
             remove_placement_group(self.group)
             self.group = reserve([self.ask], self._limits.place)[self.ask.name]
@@ -98,7 +100,6 @@ class Pool:
         return [placed[bundle] for bundle in range(self.ask.processes)]
 
     def _start(self) -> None:
-        self.team = self._new_team()
         remote, directory = ray.remote(Worker), str(Path.cwd())
         for bundle in range(self.ask.processes):
             self._workers.append(
@@ -162,6 +163,8 @@ class Pool:
 
     def close(self) -> None:
         """End the workers and give their place back."""
+        if self.team.pulse.ray_is_gone:
+            return
         self._end_workers()
         remove_placement_group(self.group)
 

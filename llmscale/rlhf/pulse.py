@@ -30,9 +30,13 @@ class Pulse:
             RayLost: a server has ended.
         """
         self.listener(True)
-        gone = [server for server in self.servers if not _is_alive(server)]
-        if gone:
-            raise RayLost(f"the Ray of this run is gone: its {names_of(gone)} has ended")
+        if self.ray_is_gone:
+            raise RayLost("the Ray of this run is gone: one of its own processes has ended")
+
+    @property
+    def ray_is_gone(self) -> bool:
+        """Whoever calls it waits a minute, and is ended then."""
+        return not all_run(self.servers)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -49,13 +53,9 @@ def own_servers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child.name() in SERVERS]
 
 
-def names_of(servers: Sequence[psutil.Process]) -> str:
-    return " and ".join(f"process {server.pid}" for server in servers)
-
-
-def _is_alive(server: psutil.Process) -> bool:
+def all_run(servers: Sequence[psutil.Process]) -> bool:
     try:
-        return server.status() != psutil.STATUS_ZOMBIE
+        return all(server.status() != psutil.STATUS_ZOMBIE for server in servers)
     except psutil.NoSuchProcess:
         return False
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from llmscale.rlhf.lost import RayLost, WorkerFailed, WorkerLost
 from llmscale.rlhf.pool import Pool
 from llmscale.rlhf.pulse import own_servers
 from llmscale.runtime.final import FinalFailure
+from tests.rlhf.left_processes import assert_gone
 from tests.rlhf.own_ray import pool_of, process_with_ray, run
 
 pytestmark = pytest.mark.cluster
@@ -107,18 +109,39 @@ def test_errors_of_a_role_come_back_as_what_they_are(process: ProcessPoolExecuto
     run(process, raises)
 
 
-def loses_ray() -> None:
+def loses_ray() -> list[int]:
     with pool_of(1) as (pool, _):
-        (pid,) = tell(pool, "pid").results()
+        family = [one.pid for one in psutil.Process().children(recursive=True)]
         servers = own_servers()
         assert sorted(server.name() for server in servers) == ["gcs_server", "raylet"]
         kill_soon(next(one.pid for one in servers if one.name() == "gcs_server"), signal.SIGKILL)
         began = time.monotonic()
         assert "the Ray of this run is gone" in raised(tell(pool, "sleep", [30.0]), RayLost)
-        assert time.monotonic() - began < 10
-        assert psutil.pid_exists(pid)
+        assert time.monotonic() - began < 20
+    # Nothing waits for it when all is closed.
+    assert time.monotonic() - began < 20
+    return family
 
 
-def test_a_ray_that_is_gone_is_noticed_at_once() -> None:
+def test_a_ray_that_is_gone_is_noticed_at_once_and_leaves_nothing() -> None:
     with process_with_ray() as process:
-        run(process, loses_ray)
+        family = process.submit(loses_ray).result(timeout=300)
+        os.kill(process.submit(os.getpid).result(), signal.SIGKILL)
+    assert_gone(family)
+
+
+def opens() -> list[int]:
+    with ExitStack() as kept:
+        pool, _ = kept.enter_context(pool_of(2))
+        tell(pool, "sleep", [1000.0, 1000.0])
+        (stopped, _) = pool.team.pids
+        os.kill(stopped, signal.SIGSTOP)
+        kept.pop_all()
+        return [one.pid for one in psutil.Process().children(recursive=True)]
+
+
+def test_nothing_of_a_ray_outlives_the_driver_that_has_started_it() -> None:
+    with process_with_ray() as process:
+        family = process.submit(opens).result(timeout=300)
+        os.kill(process.submit(os.getpid).result(), signal.SIGKILL)
+    assert_gone(family)
