@@ -1,6 +1,7 @@
 """Processes of a run of reinforcement learning die or hang, on a real Ray: what was lost is named, and the
 run ends as if nothing had happened."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -104,6 +105,26 @@ def test_a_ray_that_dies_is_told_and_another_one_begun(place: Place, oracle: Run
     run = survive(place, oracle, "no-ray", *blows)
     causes = [event.details["cause"] for event in run.events("failed")]
     assert len(causes) == 2 and "the Ray of this run is gone" in causes[0]
+
+
+@pytest.mark.parametrize("on_error", ["drop", "stop"])
+def test_a_reward_that_hangs_ends_as_its_config_says(place: Place, on_error: str) -> None:
+    prompts, mark = place.folder / f"{on_error}.jsonl", place.folder / f"{on_error}.mark"
+    records = [json.loads(line) for line in (place.folder / "prompts.jsonl").read_text().splitlines()]
+    prompts.write_text("".join(f"{json.dumps({**one, 'marks': str(mark)})}\n" for one in records))
+    reward = (
+        "rlhf.rewards=[{kind: function, function: 'tests.rlhf.rewarding:hangs_at_first', "
+        f"on_error: {on_error}, max_error_share: 1.0, worker: {{timeout_seconds: 10}}}}]"
+    )
+    more = ("rlhf.algorithm=grpo", "rlhf.kl=0", f"data.train=[{prompts}]", reward)
+    code, run = place.train(on_error, *overrides(place, *more)), place.run(on_error)
+    if on_error == "drop":
+        shares = [line["unrewarded_share"] for line in read_metrics(run.folder)]
+        assert code == 0 and shares[0] == 1.0 and shares[1:] == [0.0] * (len(shares) - 1)
+    else:
+        (failed,) = run.events("failed")
+        assert code == 1 and "could not be told of 8 of 8 answers (on_error=stop)" in failed.details["cause"]
+        assert "10 s" in failed.details["cause"] and not run.events("restarted")
 
 
 @pytest.mark.soak

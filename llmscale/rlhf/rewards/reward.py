@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmscale.data.chat.conversation import Message
+from llmscale.runtime.final import FinalFailure
 
 Prompt = str | tuple[Message, ...]
 
@@ -57,7 +58,7 @@ class Means:
 NO_MEANS = Means()
 
 
-class RewardFailed(Exception):
+class RewardFailed(FinalFailure):
     """The run must stop: too many answers have no reward. The message names one, and what was wrong."""
 
 
