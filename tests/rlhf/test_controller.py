@@ -2,12 +2,14 @@
 after a stop or a loss."""
 
 import threading
+import time
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmscale.rlhf.answers import Rollout
 from llmscale.rlhf.controller import StepFailed
 from llmscale.rlhf.handover import Writers
 from llmscale.rlhf.lost import WorkerLost
@@ -55,6 +57,14 @@ def test_each_prompt_is_learned_once_and_in_order() -> None:
         assert Counter(learned) == dict.fromkeys(range(3 * STEPS), 2)
         per_step = [sorted(set(learned[6 * step : 6 * step + 6])) for step in range(STEPS)]
         assert per_step == [[3 * step, 3 * step + 1, 3 * step + 2] for step in range(STEPS)]
+
+
+def test_every_answer_of_the_run_has_a_draw_of_its_own() -> None:
+    loop = Loop.begin(config_of(STEPS))
+    options, prompts = loop.config.rlhf.rollout, loop.controller.prompts.at(0, 3)
+    rollouts = [Rollout(prompts, first, options, 0, 0) for first in range(0, 30, 3)]
+    draws = [one.draw(*place, turn) for one in rollouts for place in one.places for turn in range(3)]
+    assert len(set(draws)) == len(draws) == 10 * 6 * 3
 
 
 def test_answers_ahead_are_of_the_weights_before() -> None:
@@ -143,6 +153,9 @@ def test_a_loss_while_a_run_is_saved_costs_nothing() -> None:
 def test_a_validation_waits_for_what_is_being_written_and_asks_the_weights_of_now() -> None:
     with_it, without = (Loop.begin(config_of(STEPS, **AHEAD), True) for _ in range(2))
     without.steps(STEPS)
+    assert with_it.writer is not None
+    # Whoever does not wait gives other weights to those that are writing.
+    with_it.writer.before = lambda: time.sleep(0.1 * (threading.current_thread().name == "ahead"))
     held_out = with_it.controller.prompts.at(1000, 4)
     for _ in range(STEPS):
         with_it.steps(1)
