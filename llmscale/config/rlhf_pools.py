@@ -86,7 +86,7 @@ class RolloutSection(Section):
     (truncated importance sampling). `null`: no such weight."""
     largest_gap: NonNegativeFloat = 0.05
     """Nats a token, as a mean over a rollout, by which both may differ before the run ends: the weights were
-    not those that they should be."""
+    not those that they should be. Not asked of answers that were written ahead (`rlhf.async_steps`)."""
 
 
 class ValidationAnswersSection(Section):

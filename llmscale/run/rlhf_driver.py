@@ -66,8 +66,8 @@ def _driver(config: Config, opened: Opened) -> Iterator["Driver"]:
     tokenizer = config.tokenizer.path
     assert tokenizer is not None
     chat = chat_encoder(config, tokenizer, config.train.sequence_length)
-    longest = config.train.sequence_length - config.rlhf.rollout.max_new_tokens
-    reader = PromptReader(chat, longest, config.rlhf.prompts == "text")
+    longest = config.train.sequence_length - config.peft.placeholders
+    reader = PromptReader(chat, longest - config.rlhf.rollout.max_new_tokens, config.rlhf.prompts == "text")
     means = Means(_scores_of(opened.groups.get("reward")), config.run_folder / "rewards")
     with Rewards(config.rlhf.rewards, means) as rewards, _author(config, chat) as author:
         yield Driver(config, opened, reader, rewards, chat.said, author)
