@@ -6,6 +6,7 @@ from llmscale.config.problems import Problem
 from llmscale.config.rlhf import OF_ALGORITHM, WITHOUT_KL, RlhfSection
 from llmscale.config.rlhf_environment import NAME as ENVIRONMENT
 from llmscale.config.rlhf_environment import environment_problems
+from llmscale.config.rlhf_roles import pools_of
 from llmscale.config.schema import Config
 
 
@@ -88,6 +89,14 @@ def answers_are_written_ahead(config: Config) -> Iterator[Problem]:
     elif not rlhf.takes_the_best and rlhf.rollout.importance_cap is None:
         message = "is what makes up for answers of the weights before (rlhf.async_steps=1); set it, such as 2"
         yield Problem("rlhf.rollout.importance_cap", None, message)
+    for name, pool in pools_of(config).items():
+        learning = [role for role in pool.roles if role in ("actor", "critic")]
+        if "rollout" in pool.roles and learning:
+            message = (
+                f"has the rollout and the {' and the '.join(learning)} in the pool {name}, whose roles take "
+                "turns: nothing would be written while they learn; give the rollout a pool of its own"
+            )
+            yield Problem("rlhf.pools", ", ".join(pools_of(config)), message)
 
 
 RULES = (

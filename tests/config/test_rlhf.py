@@ -37,6 +37,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"algorithm": "best_of_n", "async_steps": 1}, "async_steps", "best_of_n learns nothing"),
     ({"async_steps": 1, "rollout": {"importance_cap": None}}, "rollout.importance_cap", "such as 2"),
+    (
+        {"async_steps": 1, "rollout": {"engine": "transformers"}},
+        "pools",
+        "nothing would be written while they learn",
+    ),
 ]
 GOOD: list[Any] = [
     *OF_ALGORITHM,
