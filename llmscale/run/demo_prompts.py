@@ -11,7 +11,7 @@ from llmscale.run.demo_docstrings import documented_functions, split_of
 FUNCTIONS = {"train": 1000, "validation": 100}
 """At most."""
 LONGEST_HEAD = 70
-"""Characters: a prompt and its answer fit into 64 tokens."""
+"""Characters: a prompt and its answer fit into 48 tokens."""
 
 
 def write_prompts(files: Iterable[Path], folder: Path) -> dict[str, int]:
