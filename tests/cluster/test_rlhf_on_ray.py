@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from llmscale.commands.train import run_training
+from llmscale.config.load import load_config
 from llmscale.runtime.metrics import read_metrics
 from tests.cluster.ray_cluster import RayCluster
 from tests.cluster.ray_runs import RayPlace, RaySubmitted
@@ -79,3 +81,30 @@ def test_cancel_saves_and_a_new_submit_goes_on(ray: RayCluster, place: RayPlace)
     again.finish(ray)
     assert [event.step for event in again.run.events("resumed")] == [saved]
     assert again.run.last_step() == saved + 1
+
+
+def test_a_node_that_dies_is_named_and_the_run_goes_on_where_there_is_room(
+    ray: RayCluster, place: RayPlace
+) -> None:
+    pools = (
+        "{train: {roles: [actor]}, critic: {roles: [critic]}, helpers: {roles: [reference], processes: 2}}"
+    )
+    more = (f"rlhf.pools={pools}", "train.steps=6")
+    submitted = submit(place, "node", *more)
+    submitted.wait_for_commit(1, seconds=200)
+    node = node_of_workers_alone(ray, submitted)
+    ray.kill_raylet(node)
+    lost = submitted.wait_for_event("worker_lost")
+    assert "node" in lost.details["cause"] and lost.details["pool"] in ("train", "critic", "helpers")
+    # Five processes need more than what two nodes have.
+    ray.add_node()
+    submitted.finish(ray, seconds=300)
+    quiet = load_config(place.place.folder / "rlhf.yaml", [*more, "run.name=quiet", "cluster.kind=local"])
+    assert run_training(quiet) == 0
+    assert submitted.run.stream() == place.place.run("quiet").stream()
+
+
+def node_of_workers_alone(ray: RayCluster, submitted: RaySubmitted) -> int:
+    """With neither the head nor the agent and its driver on it."""
+    kept = {0, *(ray.node_of(psutil.Process(pid)) for pid in submitted.agents_and_ranks())}
+    return next(node for node in {ray.node_of(worker) for worker in workers(ray)} if node not in kept)
