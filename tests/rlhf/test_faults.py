@@ -107,6 +107,24 @@ def test_a_ray_that_dies_is_told_and_another_one_begun(place: Place, oracle: Run
     assert len(causes) == 2 and "the Ray of this run is gone" in causes[0]
 
 
+def test_answers_written_ahead_are_neither_lost_nor_learned_twice(place: Place) -> None:
+    blows = (
+        Blow("writers", 0, 0, "learning"),
+        Blow(DRIVER, 0, 1, "learning"),
+        Blow("helpers", 0, 2, "rollout"),
+    )
+    run, more = place.run("ahead"), overrides(place, *SECTIONS, "rlhf.async_steps=1")
+    with striking(run, *blows):
+        assert place.train("ahead", *more) == 0, run.rank_logs()
+    lines = read_metrics(run.folder)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    # Each step has learned from the four prompts after those of the step before.
+    assert [line["samples"] for line in lines] == [4 * step for step in range(1, STEPS + 1)]
+    assert all(line["staleness"] in (0.0, 1.0) for line in lines)
+    assert_told(run, blows)
+    assert_gone(processes(run))
+
+
 @pytest.mark.parametrize("on_error", ["drop", "stop"])
 def test_a_reward_that_hangs_ends_as_its_config_says(place: Place, on_error: str) -> None:
     prompts, mark = place.folder / f"{on_error}.jsonl", place.folder / f"{on_error}.mark"
