@@ -41,18 +41,25 @@ class _CrossEntropyAndEntropy(torch.autograd.Function):
         log_sum_T, entropy_T, label_logit_T = torch.zeros(
             3, len(labels_T), dtype=compute, device=logits_TV.device
         )
+        # Memory that is new in each turn costs more than what is computed in it.
+        shape = (2, min(ROWS_AT_ONCE, len(labels_T)), columns)
+        scratch_2RV = torch.empty(shape, dtype=compute, device=logits_TV.device)
         for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            chunk = logits_TV[rows, :columns].to(compute, copy=True).div_(temperature)
-            local, mine = _own(labels_T[rows], first_column, columns)
+            labels = labels_T[rows]
+            chunk, exponentials = scratch_2RV[:, : len(labels)]
+            chunk.copy_(logits_TV[rows, :columns])
+            if temperature != 1:
+                chunk.div_(temperature)
+            local, mine = _own(labels, first_column, columns)
             label_logit_T[rows] = torch.where(mine, chunk.gather(1, local[:, None])[:, 0], 0.0)
             # Of z less the largest one: H = log Σ exp − Σ exp · z / Σ exp.
             largest = chunk.amax(dim=-1)
-            exponentials = chunk.sub_(largest[:, None]).exp()
+            torch.exp(chunk.sub_(largest[:, None]), out=exponentials)
             total = exponentials.sum(-1)
             log_sum_T[rows] = largest + total.log()
-            chunk.clamp_(min=LEAST_LOGARITHM)
-            entropy_T[rows] = total.log() - torch.linalg.vecdot(exponentials, chunk) / total
+            products = exponentials.mul_(chunk.clamp_(min=LEAST_LOGARITHM))
+            entropy_T[rows] = total.log() - products.sum(-1) / total
         if not columns:
             log_sum_T.fill_(-torch.inf)
         if group is not None and group.size() > 1:
@@ -75,7 +82,10 @@ class _CrossEntropyAndEntropy(torch.autograd.Function):
             rows = slice(start, start + ROWS_AT_ONCE)
             target = logits_TV[rows, :columns]
             # In the logits' own memory where they are as wide as what is computed in.
-            logarithms = target.to(log_sum_T.dtype).div_(ctx.temperature).sub_(log_sum_T[rows, None])
+            logarithms = target.to(log_sum_T.dtype)
+            if ctx.temperature != 1:
+                logarithms.div_(ctx.temperature)
+            logarithms.sub_(log_sum_T[rows, None])
             gradient = logarithms.exp_() if of_entropy_T is None else logarithms.exp()
             loss = of_loss_T[rows, None]
             if of_entropy_T is None:
@@ -86,7 +96,10 @@ class _CrossEntropyAndEntropy(torch.autograd.Function):
                 gradient.mul_(factor.add_(loss - entropy * entropy_T[rows, None]))
             local, mine = _own(labels_T[rows], ctx.first_column, columns)
             gradient.scatter_add_(1, local[:, None], torch.where(mine[:, None], -loss, 0.0))
-            target.copy_(gradient.div_(ctx.temperature))
+            if ctx.temperature != 1:
+                gradient.div_(ctx.temperature)
+            if gradient is not target:
+                target.copy_(gradient)
         return logits_TV, None, None, None, None, None
 
 
