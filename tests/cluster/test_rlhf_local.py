@@ -1,6 +1,8 @@
 """Reinforcement learning in the background of this machine: its driver starts a Ray of its own beside it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -28,12 +30,22 @@ def of_the_run(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def test_submitted_cancelled_and_submitted_again(tmp_path: Path) -> None:
-    place = RayPlace(make_rlhf(tmp_path, {"kind": "local"}), SOMETHING_ELSE)
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[RayPlace]:
+    """Of which nothing runs on when a test has failed."""
+    made = RayPlace(make_rlhf(tmp_path, {"kind": "local"}), SOMETHING_ELSE)
+    yield made
+    for process in of_the_run(made.place.run("long").folder):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_submitted_cancelled_and_submitted_again(place: RayPlace) -> None:
     place.llmscale("submit", "rlhf.yaml", "run.name=long", "train.steps=1000", "checkpoint.every=1000")
     submitted = RaySubmitted(place.place.run("long"))
     submitted.wait_until(lambda: submitted.run.last_step() >= 2, "two steps are made", 200)
-    (told,) = json.loads(place.llmscale("status", "long", "--root", "runs", "--json").stdout)
+    listed = json.loads(place.llmscale("status", "--root", "runs", "--json").stdout)
+    told = next(run for run in listed if run["name"] == "long")
     assert told["state"] == "running" and told["step"] >= 2
     place.llmscale("cancel", "long", "--root", "runs")
     saved = submitted.run.last_step()
