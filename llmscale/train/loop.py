@@ -160,6 +160,7 @@ class TrainingLoop:
         self.hooks.on_phase("validating")
         record = self.validator.validate(self.position.step)
         options = self.config.train.early_stopping
+        assert record.loss is not None  # tasks of rewards have a loop of their own
         is_best = self.best.add(record.step, record.loss, options.min_delta if options else 0.0)
         self.hooks.on_validation(record)
         self.meter.start()
