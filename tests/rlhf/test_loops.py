@@ -10,6 +10,7 @@ from llmscale.rlhf.best_answers import FILE
 from llmscale.rlhf.transaction import FOLDER
 from llmscale.runtime.metrics import read_metrics
 from tests.distributed.trainings import Place, Run, assert_same_tensors
+from tests.rlhf.role_kills import Blow, striking
 from tests.rlhf.word_runs import STEPS, make_place, overrides
 
 pytestmark = pytest.mark.cluster
@@ -41,18 +42,35 @@ def told(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_run_that_writes_ahead_goes_on_as_if_nothing_had_happened(place: Place) -> None:
-    oracle = place.uninterrupted("ahead", *overrides(place, *AHEAD))
-    assert [line["staleness"] for line in told(oracle)] == [0, 1, 1]
+@pytest.fixture(scope="module")
+def ahead(place: Place) -> Run:
+    return place.uninterrupted("ahead", *overrides(place, *AHEAD))
+
+
+def assert_same(run: Run, oracle: Run) -> None:
+    assert told(run) == told(oracle)
+    assert_same_tensors(run.tensors(), oracle.tensors())
+
+
+def test_a_run_that_writes_ahead_goes_on_as_if_nothing_had_happened(place: Place, ahead: Run) -> None:
+    assert [line["staleness"] for line in told(ahead)] == [0, 1, 1]
     assert place.train("stopped", *overrides(place, *AHEAD, "train.stop_at=2")) == 0
     files = {path.name for path in (place.run("stopped").folder / FOLDER).iterdir()}
     names = [f"step-{step:08d}" for step in (1, 2)]
     assert files == {f"{name}.{kind}" for name in names for kind in ("json", "safetensors")}
     run = place.uninterrupted("stopped", *overrides(place, *AHEAD))
-    assert told(run) == told(oracle)
-    assert_same_tensors(run.tensors(), oracle.tensors())
+    assert_same(run, ahead)
     last = json.loads((run.folder / FOLDER / f"step-{STEPS:08d}.json").read_text())["state"]
     assert last["asked"] == last["prompts"] == 4 * STEPS and "replay" not in last
+
+
+def test_an_actor_that_dies_while_answers_are_written_costs_nothing(place: Place, ahead: Run) -> None:
+    """Those that wait are in the transaction."""
+    run = place.run("killed")
+    with striking(run, Blow("train", 0, 1, "learning")):
+        assert place.train("killed", *overrides(place, *AHEAD)) == 0, run.rank_logs()
+    assert len(run.events("failed")) == 1
+    assert_same(run, ahead)
 
 
 def test_the_best_conversations_are_learned(place: Place) -> None:
