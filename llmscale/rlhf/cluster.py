@@ -49,6 +49,7 @@ def _connect(cpus: int) -> None:
     if is_on_a_ray():
         ray.init(address="auto", **options)
         return
+    _leave_group()
     ray.init(
         num_cpus=cpus,
         include_dashboard=False,
@@ -56,6 +57,13 @@ def _connect(cpus: int) -> None:
         _node_ip_address=LOOPBACK,
         **options,
     )
+
+
+def _leave_group() -> None:
+    """What a terminal or a supervisor sends to all processes of a group would end Ray's servers, too, before
+    the run can save. This process hears of it from its agent."""
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Whole runs of reinforcement learning on a real Ray: every placement of the models gives the same run, and a
 run that is stopped goes on as if nothing had happened."""
 
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -57,3 +59,17 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(place: Place,
     assert told(run) == told(apart)
     assert_same_tensors(run.tensors(), apart.tensors())
     assert_same_tensors(Run(run.folder / "critic").tensors(), Run(apart.folder / "critic").tensors())
+
+
+def test_a_signal_to_the_whole_process_group_saves(place: Place) -> None:
+    """As `timeout` sends it, or a terminal that closes: the run's Ray must not end by it before the run."""
+    endless = ("rlhf.algorithm=grpo", "train.steps=1000", "checkpoint.every=1000")
+    run = place.run("hung-up")
+    with place.start("hung-up", *overrides(place, *endless)) as command:
+        deadline = time.monotonic() + 200
+        while not run.last_step():
+            assert command.process.poll() is None and time.monotonic() < deadline, run.rank_logs()
+            time.sleep(0.1)
+        command.send(signal.SIGHUP, to_group=True)
+        assert command.wait() == 75, run.rank_logs()
+    assert run.committed_steps() == [run.last_step()]
