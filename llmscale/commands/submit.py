@@ -25,7 +25,7 @@ from llmscale.plan.memory import fullest_rank
 from llmscale.plan.report import bytes_text
 from llmscale.plan.rlhf import pool_memories
 from llmscale.plan.speed import amounts
-from llmscale.rlhf.placement import pool_asks
+from llmscale.rlhf.workers.placement import pool_asks
 from llmscale.run.submission import check_jobs, requests, submit_jobs
 
 

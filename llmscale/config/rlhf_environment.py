@@ -13,7 +13,7 @@ from llmscale.config.section import PositiveFloat, PositiveInt, Section
 NAME = "environment"
 """What metrics call its reward."""
 
-ENVIRONMENTS = {"guess_number": "llmscale.rlhf.guess_number:GuessNumber"}
+ENVIRONMENTS = {"guess_number": "llmscale.rlhf.conversations.guess_number:GuessNumber"}
 """Those that come along, by their names; each needs the standard library alone."""
 
 

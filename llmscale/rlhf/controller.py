@@ -20,16 +20,16 @@ from llmscale.parallel.rng import derived_seed
 from llmscale.rlhf.ahead import Ahead
 from llmscale.rlhf.answers import Answer, Author, Rollout, single_answers
 from llmscale.rlhf.experience import Experience
-from llmscale.rlhf.handover import Writers
 from llmscale.rlhf.judging import Decode, judged, text_of
 from llmscale.rlhf.knowing import knowing
 from llmscale.rlhf.learning import lesson
-from llmscale.rlhf.lost import WorkerLost
 from llmscale.rlhf.models import Models
 from llmscale.rlhf.rewards.weighted import Rewards
+from llmscale.rlhf.rollout.handover import Writers
 from llmscale.rlhf.state import State
 from llmscale.rlhf.told import Figures, told_of
 from llmscale.rlhf.updates import update_models
+from llmscale.rlhf.workers.lost import WorkerLost
 from llmscale.runtime.final import FinalFailure
 from llmscale.runtime.hooks import Part
 

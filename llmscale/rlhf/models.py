@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmscale.rlhf.group import Group
+from llmscale.rlhf.workers.group import Group
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from llmscale.config.schema import Config
 from llmscale.parallel.environment import RankEnvironment
-from llmscale.rlhf.ray_environment import prepare_ray_environment
+from llmscale.rlhf.workers.ray_environment import prepare_ray_environment
 
 
 def run(config: Config, environment: RankEnvironment) -> int:

@@ -15,8 +15,8 @@ from llmscale.data.chat.encode import ChatEncoder, chat_encoder
 from llmscale.data.prompt_records import Prompt, PromptReader
 from llmscale.data.records import Unreadable, record_source
 from llmscale.data.sources import HUB_PREFIX, BadText
-from llmscale.rlhf.continuation import Continuation
-from llmscale.rlhf.environments import setup_problems as environment_problems
+from llmscale.rlhf.conversations.continuation import Continuation
+from llmscale.rlhf.conversations.environments import setup_problems as environment_problems
 from llmscale.rlhf.rewards.checks import FIRST, field_problems, setup_problems
 from llmscale.run.beginnings import check_init_from, check_scorer
 

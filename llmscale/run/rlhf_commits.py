@@ -10,10 +10,10 @@ from llmscale.config.rlhf_pools import Role
 from llmscale.config.rlhf_roles import role_config
 from llmscale.config.schema import Config
 from llmscale.rlhf.answers import Answer
-from llmscale.rlhf.group import Group
 from llmscale.rlhf.replay import answers_from_bytes, answers_to_bytes
 from llmscale.rlhf.state import State
 from llmscale.rlhf.transaction import FOLDER, Transaction, commit, kept_steps, manifest_hash, newest
+from llmscale.rlhf.workers.group import Group
 
 TRAINED: tuple[Role, ...] = ("actor", "critic")
 

@@ -20,17 +20,17 @@ from llmscale.plan.parameters import model_parameters
 from llmscale.rlhf.answers import Author, single_answers
 from llmscale.rlhf.best_answers import BestAnswers, EachOnce
 from llmscale.rlhf.controller import Controller
-from llmscale.rlhf.conversations import Conversations
-from llmscale.rlhf.environments import MultiTurn
-from llmscale.rlhf.group import Group
+from llmscale.rlhf.conversations.conversations import Conversations
+from llmscale.rlhf.conversations.environments import MultiTurn
 from llmscale.rlhf.judging import Decode
-from llmscale.rlhf.lost import WorkerLost
 from llmscale.rlhf.models import Models
-from llmscale.rlhf.places import NoPlace
-from llmscale.rlhf.recovery import Recovery, tell
 from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.state import State
+from llmscale.rlhf.workers.group import Group
+from llmscale.rlhf.workers.lost import WorkerLost
+from llmscale.rlhf.workers.places import NoPlace
+from llmscale.rlhf.workers.recovery import Recovery, tell
 from llmscale.run.rlhf_commits import Begun, Commits
 from llmscale.run.rlhf_constant import warn_of_constant_answers
 from llmscale.run.rlhf_groups import Opened, opened_groups

@@ -13,12 +13,12 @@ from llmscale.config.rlhf_pools import Role
 from llmscale.config.rlhf_roles import needed_roles, pool_of, role_config
 from llmscale.config.schema import Config
 from llmscale.parallel.layout import Layout
-from llmscale.rlhf.cluster import connected, is_on_a_ray
-from llmscale.rlhf.group import Group
-from llmscale.rlhf.placement import DRIVER, Node, PoolAsk, pool_asks, shortage
-from llmscale.rlhf.places import reserve
-from llmscale.rlhf.pool import Limits, Pool
-from llmscale.rlhf.pulse import Pulse, own_servers
+from llmscale.rlhf.workers.cluster import connected, is_on_a_ray
+from llmscale.rlhf.workers.group import Group
+from llmscale.rlhf.workers.placement import DRIVER, Node, PoolAsk, pool_asks, shortage
+from llmscale.rlhf.workers.places import reserve
+from llmscale.rlhf.workers.pool import Limits, Pool
+from llmscale.rlhf.workers.pulse import Pulse, own_servers
 from llmscale.run.committed import committed_step
 from llmscale.runtime.events import read_events
 

@@ -39,14 +39,14 @@ from llmscale.parallel.distributed import connect, use_threads
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
-from llmscale.rlhf.buckets import Bucket, dealt
 from llmscale.rlhf.experience import Experience, Floats
-from llmscale.rlhf.group import speaks
+from llmscale.rlhf.rollout.buckets import Bucket, dealt
 from llmscale.rlhf.rollout.engine import Request, Written
 from llmscale.rlhf.rollout.native import NativeRollout
+from llmscale.rlhf.rollout.sync import BUCKET_BYTES, buckets, weight_shapes
 from llmscale.rlhf.rollout.transformers import TransformersRollout
 from llmscale.rlhf.rows import Packed, pack
-from llmscale.rlhf.sync import BUCKET_BYTES, buckets, weight_shapes
+from llmscale.rlhf.workers.group import speaks
 from llmscale.run.beginnings import scores_texts
 from llmscale.run.prepare_model import Preparation, find_start
 from llmscale.run.references import held_reference

@@ -7,7 +7,7 @@ from llmscale_launcher.backends.ray import running_machines
 
 from llmscale.config.problems import Problem
 from llmscale.config.schema import Config
-from llmscale.rlhf.placement import DRIVER, Node, pool_asks, shortage
+from llmscale.rlhf.workers.placement import DRIVER, Node, pool_asks, shortage
 
 
 def check_room(config: Config) -> Iterator[Problem]:

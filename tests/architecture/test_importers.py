@@ -18,7 +18,7 @@ ONLY_IMPORTERS = {
     "megatron.core.mpu": (),
     # The CPU shim mends Megatron's schedules; only the engine runs them.
     "megatron.core.pipeline_parallel": ("llmscale.engine", "llmscale.parallel.device"),
-    "ray": ("llmscale_launcher.ray", "llmscale.rlhf"),
+    "ray": ("llmscale_launcher.ray", "llmscale.rlhf.workers"),
     "wandb": ("llmscale.runtime",),
     "datasets": ("llmscale.data",),
 }

@@ -21,12 +21,12 @@ from llmscale.parallel.layout import Layout
 from llmscale.rlhf.answers import Answer, Author, single_answers
 from llmscale.rlhf.controller import Controller
 from llmscale.rlhf.experience import Experience, Floats
-from llmscale.rlhf.lost import WorkerLost
 from llmscale.rlhf.models import Models
 from llmscale.rlhf.replay import answers_from_bytes, answers_to_bytes
 from llmscale.rlhf.rewards.reward import Sample, Scored
 from llmscale.rlhf.rollout.engine import Request, Written
 from llmscale.rlhf.state import State
+from llmscale.rlhf.workers.lost import WorkerLost
 
 END = 1
 

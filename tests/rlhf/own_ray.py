@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from llmscale.rlhf.cluster import connected
-from llmscale.rlhf.placement import PoolAsk
-from llmscale.rlhf.places import reserve
-from llmscale.rlhf.pool import Limits, Pool
-from llmscale.rlhf.pulse import Pulse, own_servers
-from llmscale.rlhf.ray_environment import prepare_ray_environment
+from llmscale.rlhf.workers.cluster import connected
+from llmscale.rlhf.workers.placement import PoolAsk
+from llmscale.rlhf.workers.places import reserve
+from llmscale.rlhf.workers.pool import Limits, Pool
+from llmscale.rlhf.workers.pulse import Pulse, own_servers
+from llmscale.rlhf.workers.ray_environment import prepare_ray_environment
 
 CPUS = 4
 OPENER = "tests.rlhf.simple_role:open_simple"

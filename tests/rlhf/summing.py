@@ -13,7 +13,7 @@ from llmscale.parallel.distributed import connect
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
-from llmscale.rlhf.group import speaks
+from llmscale.rlhf.workers.group import speaks
 
 
 class Summing:

@@ -9,9 +9,9 @@ import pytest
 
 from llmscale.config.problems import InputError
 from llmscale.config.schema import Config
-from llmscale.rlhf.group import Group
 from llmscale.rlhf.state import State
 from llmscale.rlhf.transaction import Transaction, commit, manifest_hash
+from llmscale.rlhf.workers.group import Group
 from llmscale.run.rlhf_commits import Commits
 
 

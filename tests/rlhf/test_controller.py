@@ -11,10 +11,10 @@ import pytest
 
 from llmscale.rlhf.answers import Rollout
 from llmscale.rlhf.controller import StepFailed
-from llmscale.rlhf.handover import Writers
-from llmscale.rlhf.lost import WorkerLost
 from llmscale.rlhf.models import Models
 from llmscale.rlhf.rollout.engine import Request
+from llmscale.rlhf.rollout.handover import Writers
+from llmscale.rlhf.workers.lost import WorkerLost
 from tests.rlhf.in_process import LocalGroup, Loop, ToyActor, ToyWriter, config_of, lost
 
 IN_STEP = {"rollout": {"engine": "transformers", "largest_gap": 0}}

@@ -14,8 +14,8 @@ from llmscale.data.chat.encode import ChatEncoder
 from llmscale.data.prompt_records import Prompt
 from llmscale.objectives.rl.signals import ADVANTAGES, OLD, RETURNS, ROLLOUT, VALUES
 from llmscale.rlhf.answers import Answer, Rollout
-from llmscale.rlhf.conversations import Conversations
-from llmscale.rlhf.environments import MultiTurn
+from llmscale.rlhf.conversations.conversations import Conversations
+from llmscale.rlhf.conversations.environments import MultiTurn
 from llmscale.rlhf.experience import Experience
 from llmscale.rlhf.judging import judged, text_of
 from llmscale.rlhf.learning import lesson

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from llmscale.config.rlhf_pools import PoolSection
 from llmscale.parallel.layout import Layout
-from llmscale.rlhf.group import deal, speaks
 from llmscale.rlhf.learning import minibatches
-from llmscale.rlhf.placement import Node, asks_of, shortage
+from llmscale.rlhf.workers.group import deal, speaks
+from llmscale.rlhf.workers.placement import Node, asks_of, shortage
 
 
 @given(st.lists(st.integers(1, 1000), max_size=40), st.integers(1, 6))

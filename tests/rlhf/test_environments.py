@@ -16,9 +16,9 @@ from llmscale.config.tuning import SftSection
 from llmscale.data.chat.encode import ChatEncoder
 from llmscale.data.prompt_records import Prompt
 from llmscale.data.tokenizer import open_encoder
-from llmscale.rlhf.continuation import Continuation
-from llmscale.rlhf.environments import Episode, MultiTurn, record_of, setup_problems
-from llmscale.rlhf.guess_number import GuessNumber
+from llmscale.rlhf.conversations.continuation import Continuation
+from llmscale.rlhf.conversations.environments import Episode, MultiTurn, record_of, setup_problems
+from llmscale.rlhf.conversations.guess_number import GuessNumber
 from tests.rlhf.chat_tokenizer import make_chat_tokenizer
 
 ODD = "tests.rlhf.odd_environments"

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from llmscale.config.problems import InputError
-from llmscale.rlhf.calls import Calls
-from llmscale.rlhf.lost import RayLost, WorkerFailed, WorkerLost
-from llmscale.rlhf.pool import Pool
-from llmscale.rlhf.pulse import own_servers
+from llmscale.rlhf.workers.calls import Calls
+from llmscale.rlhf.workers.lost import RayLost, WorkerFailed, WorkerLost
+from llmscale.rlhf.workers.pool import Pool
+from llmscale.rlhf.workers.pulse import own_servers
 from llmscale.runtime.final import FinalFailure
 from tests.rlhf.left_processes import assert_gone
 from tests.rlhf.own_ray import pool_of, process_with_ray, run

@@ -7,10 +7,10 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from llmscale.rlhf.lost import RayLost, WorkerLost
-from llmscale.rlhf.pool import Pool
-from llmscale.rlhf.pulse import Pulse
-from llmscale.rlhf.recovery import Recovery
+from llmscale.rlhf.workers.lost import RayLost, WorkerLost
+from llmscale.rlhf.workers.pool import Pool
+from llmscale.rlhf.workers.pulse import Pulse
+from llmscale.rlhf.workers.recovery import Recovery
 from llmscale.runtime.describe import describe_event
 from llmscale.runtime.events import EventLog, read_events
 from llmscale.runtime.hooks import Hook

@@ -16,7 +16,7 @@ from llmscale.config.schema import Config
 from llmscale.data.train_tokenizer import train_tokenizer
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.rlhf.experience import Experience
-from llmscale.rlhf.group import deal
+from llmscale.rlhf.workers.group import deal
 from llmscale.run.rlhf_roles import Actor, Trained, open_actor, open_critic, open_reference, open_reward
 from tests.distributed.parity import _assemble
 from tests.ranks import run_ranks

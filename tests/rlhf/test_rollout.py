@@ -10,11 +10,11 @@ import torch
 from llmscale.config.rlhf_pools import RolloutSection
 from llmscale.engine.engine import Engine
 from llmscale.objectives.rl.told import token_figures
-from llmscale.rlhf.buckets import SyncFailed
 from llmscale.rlhf.experience import Experience
+from llmscale.rlhf.rollout.buckets import SyncFailed
 from llmscale.rlhf.rollout.engine import Request, Written
+from llmscale.rlhf.rollout.sync import buckets
 from llmscale.rlhf.rows import pack
-from llmscale.rlhf.sync import buckets
 from tests.ranks import run_ranks
 from tests.rlhf.rollouts import GREEDY, LAYOUTS, SAMPLED, actor, config_of, copy_of, native, requests, texts
 

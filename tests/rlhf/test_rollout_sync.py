@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmscale.rlhf.buckets import Bucket, SyncFailed, arrived, dealt, digest_of, tensor_of
-from llmscale.rlhf.sync import buckets, weight_shapes
+from llmscale.rlhf.rollout.buckets import Bucket, SyncFailed, arrived, dealt, digest_of, tensor_of
+from llmscale.rlhf.rollout.sync import buckets, weight_shapes
 from tests.ranks import run_ranks
 from tests.rlhf.rollouts import GREEDY, actor, config_of, copy_of, native, requests, texts
 

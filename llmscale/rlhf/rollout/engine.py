@@ -12,7 +12,7 @@ from typing import Protocol
 from llmscale.config.rlhf_pools import RolloutSection
 from llmscale.engine.sampling import SamplingOptions
 from llmscale.engine.texts import Request
-from llmscale.rlhf.buckets import Bucket
+from llmscale.rlhf.rollout.buckets import Bucket
 
 __all__ = ["ENGINES", "Request", "RolloutEngine", "Written", "engine_class", "sampling_options"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from llmscale.config.rlhf_pools import RolloutSection
 from llmscale.engine.engine import Engine
 from llmscale.engine.generate import Generator
-from llmscale.rlhf.buckets import Bucket, SyncFailed
+from llmscale.rlhf.rollout.buckets import Bucket, SyncFailed
 from llmscale.rlhf.rollout.engine import Request, Written, sampling_options
 
 

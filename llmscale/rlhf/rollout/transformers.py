@@ -19,7 +19,7 @@ from llmscale.config.schema import ModelSection
 from llmscale.engine.sampling import SamplingOptions, draw, uniform
 from llmscale.model.huggingface import hugging_face_config
 from llmscale.model.tensors import hugging_face_shapes
-from llmscale.rlhf.buckets import Bucket, SyncFailed, arrived
+from llmscale.rlhf.rollout.buckets import Bucket, SyncFailed, arrived
 from llmscale.rlhf.rollout.engine import Request, Written, sampling_options
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from llmscale.config.rlhf_pools import RolloutSection
 from llmscale.parallel.layout import Coordinates
-from llmscale.rlhf.group import Group
 from llmscale.rlhf.models import Models
 from llmscale.rlhf.rollout.engine import Request, Written
+from llmscale.rlhf.workers.group import Group
 
 
 def hand_over(actor: Group, writer: Group) -> int:

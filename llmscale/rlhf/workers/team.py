@@ -7,10 +7,10 @@ from pathlib import Path
 import ray
 
 from llmscale.control.culprit import find_culprit
-from llmscale.rlhf.look import look_at
-from llmscale.rlhf.lost import WorkerLost
-from llmscale.rlhf.placement import PoolAsk
-from llmscale.rlhf.pulse import Pulse
+from llmscale.rlhf.workers.look import look_at
+from llmscale.rlhf.workers.lost import WorkerLost
+from llmscale.rlhf.workers.placement import PoolAsk
+from llmscale.rlhf.workers.pulse import Pulse
 
 TOLD = ("The actor is dead because", "The actor died because")
 """How the line of an error of Ray begins that says what has happened."""

@@ -13,12 +13,12 @@ import ray.util
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from llmscale.rlhf.calls import Calls
-from llmscale.rlhf.placement import PoolAsk
-from llmscale.rlhf.places import reserve
-from llmscale.rlhf.pulse import Pulse
-from llmscale.rlhf.team import Team
-from llmscale.rlhf.worker import Worker
+from llmscale.rlhf.workers.calls import Calls
+from llmscale.rlhf.workers.placement import PoolAsk
+from llmscale.rlhf.workers.places import reserve
+from llmscale.rlhf.workers.pulse import Pulse
+from llmscale.rlhf.workers.team import Team
+from llmscale.rlhf.workers.worker import Worker
 
 
 @dataclass(frozen=True)

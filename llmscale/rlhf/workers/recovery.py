@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from llmscale.config.rlhf_pools import Role
-from llmscale.rlhf.lost import WorkerLost
-from llmscale.rlhf.pool import Pool
+from llmscale.rlhf.workers.lost import WorkerLost
+from llmscale.rlhf.workers.pool import Pool
 from llmscale.runtime.events import EventLog
 from llmscale.runtime.hooks import Hook
 

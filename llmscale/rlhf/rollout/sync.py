@@ -23,7 +23,7 @@ from llmscale.engine.engine import Engine
 from llmscale.engine.forward import telling_rank
 from llmscale.model.regions import Box, Region
 from llmscale.model.tensors import hugging_face_shapes
-from llmscale.rlhf.buckets import Bucket, Shapes, dealt
+from llmscale.rlhf.rollout.buckets import Bucket, Shapes, dealt
 
 BUCKET_BYTES = 64 << 20
 

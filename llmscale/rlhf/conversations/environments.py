@@ -21,10 +21,10 @@ from llmscale.config.rlhf_environment import EnvironmentSection
 from llmscale.data.chat.conversation import BadRecord, Message
 from llmscale.data.chat.encode import ChatEncoder
 from llmscale.data.prompt_records import Prompt
-from llmscale.rlhf.continuation import Continuation
+from llmscale.rlhf.conversations.continuation import Continuation
 from llmscale.rlhf.rewards.limited import LimitedProcess, WorkerFailed
 
-HOST = "llmscale.rlhf.environment_host:host"
+HOST = "llmscale.rlhf.conversations.environment_host:host"
 
 
 class Written(Protocol):

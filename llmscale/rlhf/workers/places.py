@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from llmscale.rlhf.placement import PoolAsk
+from llmscale.rlhf.workers.placement import PoolAsk
 from llmscale.runtime import stop_signal
 
 PATIENCE_SECONDS = 15.0

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from llmscale.rlhf.lost import RayLost
+from llmscale.rlhf.workers.lost import RayLost
 
 SECONDS = 1.0
 """Between two beats."""

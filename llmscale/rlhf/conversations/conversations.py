@@ -8,7 +8,7 @@ from llmscale.config.rlhf_environment import EnvironmentSection
 from llmscale.data.prompt_records import Prompt
 from llmscale.objectives.rl.signals import ROLLOUT
 from llmscale.rlhf.answers import Answer, Rollout, Write
-from llmscale.rlhf.environments import Episode, MultiTurn, record_of
+from llmscale.rlhf.conversations.environments import Episode, MultiTurn, record_of
 from llmscale.rlhf.experience import Experience
 from llmscale.rlhf.rewards.reward import RewardFailed
 from llmscale.rlhf.rollout.engine import Request, Written

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from llmscale.parallel.layout import Layout
-from llmscale.rlhf.calls import Calls
-from llmscale.rlhf.pool import Pool
+from llmscale.rlhf.workers.calls import Calls
+from llmscale.rlhf.workers.pool import Pool
 
 Result = TypeVar("Result")
 

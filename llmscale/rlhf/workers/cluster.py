@@ -8,8 +8,8 @@ from pathlib import Path
 import ray
 
 import llmscale
-from llmscale.rlhf.placement import Node
-from llmscale.rlhf.pulse import all_run, own_servers
+from llmscale.rlhf.workers.placement import Node
+from llmscale.rlhf.workers.pulse import all_run, own_servers
 from llmscale.runtime import stop_signal
 
 LOOPBACK = "127.0.0.1"

@@ -9,9 +9,9 @@ import ray
 import ray.exceptions
 
 from llmscale.config.problems import InputError
-from llmscale.rlhf import pulse
-from llmscale.rlhf.lost import WorkerFailed
-from llmscale.rlhf.team import Team
+from llmscale.rlhf.workers import pulse
+from llmscale.rlhf.workers.lost import WorkerFailed
+from llmscale.rlhf.workers.team import Team
 from llmscale.runtime.final import FinalFailure
 
 GRACE_SECONDS = 5.0
