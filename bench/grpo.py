@@ -1,6 +1,6 @@
 """GRPO beside TRL's `GRPOTrainer`: the same model, prompts and lengths, in one run.
 
-python -m bench.grpo [--quick] [--rounds N] [--threads N] [--beta B] [--output FOLDER]
+python -m bench.grpo [--quick] [--rounds N] [--threads N] [--busy] [--beta B] [--output FOLDER]
 
 A step is: answers are written to some prompts, several to each, a function rewards them, and the model learns
 from them in one optimizer step. llmscale is measured as a user runs it: `llmscale train` starts a Ray, a
@@ -29,7 +29,13 @@ ANSWERS_AT_ONCE = (8, 32)
 ROWS_AT_ONCE = ((128, 8), (512, 2))
 """Of llmscale: tokens of a row, in which answers stand end to end, and rows."""
 NAMES = ("TRL", "llmscale")
-SPEEDS = ("step_seconds", "rollout_tokens_per_second", "tokens_per_second", "answer_tokens")
+SPEEDS = (
+    "step_seconds",
+    "processor_seconds",
+    "rollout_tokens_per_second",
+    "tokens_per_second",
+    "answer_tokens",
+)
 
 
 def main() -> None:
@@ -37,6 +43,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--busy", action="store_true", help="one thread, by the processor's seconds")
     parser.add_argument("--beta", type=float, default=0.0, help="weight of the divergence in the loss")
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
@@ -44,14 +51,15 @@ def main() -> None:
         PRESET,
         "fp32",
         sequences=ANSWERS_A_STEP,
-        threads=options.threads,
+        threads=1 if options.busy else options.threads,
         folder=str((options.output / "grpo").absolute()),
         steps=2 if options.quick else 6,
         beta=options.beta,
     )
     prepare(workload)
     results: dict[str, Any] = {"machine": machine(), "threads": workload.threads, "beta": workload.beta}
-    results |= compare(workload, 1 if options.quick else options.rounds)
+    results["seconds"] = "processor_seconds" if options.busy else "step_seconds"
+    results |= compare(workload, 1 if options.quick else options.rounds, results["seconds"])
     results["machine"]["load_after"] = os.getloadavg()[0]
     write_json(options.output / "grpo.json", results)
     report(results)
@@ -63,7 +71,11 @@ def main() -> None:
     )
 
 
-def compare(workload: GrpoWorkload, rounds: int) -> dict[str, Any]:
+def compare(workload: GrpoWorkload, rounds: int, seconds: str) -> dict[str, Any]:
+    """
+    Args:
+        seconds: by which of them ways are the quickest.
+    """
     contenders = {
         "TRL": [
             Contender(
@@ -83,7 +95,7 @@ def compare(workload: GrpoWorkload, rounds: int) -> dict[str, Any]:
     found = run_rounds([one for several in contenders.values() for one in several], rounds)
     ways = {name: summary(rounds_of) for name, rounds_of in found.items()}
     best = {
-        name: min((ways[one.name] for one in several), key=lambda way: way["step_seconds"])
+        name: min((ways[one.name] for one in several), key=lambda way: way[seconds])
         for name, several in contenders.items()
     }
     return {"ways": ways, **best}
@@ -100,16 +112,19 @@ def shares(results: dict[str, Any], name: str) -> tuple[float, float]:
     """Speed of whole steps and of rollouts, of TRL's."""
     one, trl = results[name], results["TRL"]
     rollout = "rollout_tokens_per_second"
-    return trl["step_seconds"] / one["step_seconds"], one[rollout] / trl[rollout]
+    seconds = results["seconds"]
+    return trl[seconds] / one[seconds], one[rollout] / trl[rollout]
 
 
 def report(results: dict[str, Any]) -> None:
-    table = Table("way", "seconds a step", "rollout tokens/s", "ratio, steps", "ratio, rollout")
+    columns = ("way", "seconds a step", "of processors", "rollout tokens/s", "ratio, steps", "ratio, rollout")
+    table = Table(*columns)
     for name, way in results["ways"].items():
         is_best = way is results["llmscale"]
         ratios = [f"{share:.2f}" for share in shares(results, "llmscale")] if is_best else []
         seconds = f"{way['step_seconds']:.2f} ±{way['spread'] / 2:.0%}"
-        table.add_row(name, seconds, f"{way['rollout_tokens_per_second']:,.0f}", *ratios)
+        processor = f"{way['processor_seconds']:.2f}"
+        table.add_row(name, seconds, processor, f"{way['rollout_tokens_per_second']:,.0f}", *ratios)
     Console(width=110).print(table)
     print(
         "load of the machine: {load_before:.1f} before, {load_after:.1f} after".format(**results["machine"])

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl
 from trl import GRPOConfig, GRPOTrainer
 
-from bench.grpo_workload import GrpoWorkload, evenness, told
+from bench.grpo_workload import GrpoWorkload, Measured, evenness
 from bench.trl_trainers import one_process, options_of
 
 
@@ -34,11 +34,13 @@ class TimedTrainer(GRPOTrainer):
 class StepTimes(TrainerCallback):
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.ends = [time.perf_counter()]
+        self.ends: list[float] = []
+        self.processor: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> TrainerControl:
         self.ends.append(time.perf_counter())
-        control.should_training_stop = len(self.ends) > self.steps
+        self.processor.append(time.process_time())
+        control.should_training_stop = len(self.ends) == self.steps
         return control
 
 
@@ -65,9 +67,14 @@ def main() -> None:
             callbacks=[times],
         )
         trainer.train()
-    steps = [end - began for began, end in zip(times.ends, times.ends[1:])]
     first = workload.warm_up_steps
-    print(told(steps[first:], trainer.rollouts[first:], trainer.tokens[first:]), flush=True)
+    ends, processor = times.ends[first - 1 :], times.processor[first - 1 :]
+    Measured(
+        [end - began for began, end in zip(ends, ends[1:])],
+        (processor[-1] - processor[0]) / workload.steps,
+        trainer.rollouts[first:],
+        trainer.tokens[first:],
+    ).print()
 
 
 def prompts_of(place: Path) -> Any:

@@ -74,21 +74,27 @@ def evenness(prompts: Sequence[str], completions: Sequence[str], **_: object) ->
     return [sum(digit in "02468" for digit in one) / max(len(one), 1) for one in digits]
 
 
-def told(steps: Sequence[float], rollouts: Sequence[float], tokens: Sequence[float]) -> str:
-    """The line that a contender prints last.
+@dataclass(frozen=True)
+class Measured:
+    """Of each step."""
 
-    Args:
-        steps: seconds of each.
-        rollouts: seconds of each that its answers took.
-        tokens: of its answers.
-    """
-    return json.dumps(
-        {
-            "step_seconds": statistics.median(steps),
-            "rollout_tokens_per_second": sum(tokens) / sum(rollouts),
-            "tokens_per_second": sum(tokens) / sum(steps),
-            "answer_tokens": statistics.mean(tokens),
-            "steps": list(steps),
-            "rollouts": list(rollouts),
+    seconds: Sequence[float]
+    processor_seconds: float
+    """Of a step in the mean, of all processes that took part."""
+    rollouts: Sequence[float]
+    """Seconds of it that its answers took to be written."""
+    tokens: Sequence[float]
+    """Of its answers."""
+
+    def print(self) -> None:
+        """The line that a contender prints last."""
+        found = {
+            "step_seconds": statistics.median(self.seconds),
+            "processor_seconds": self.processor_seconds,
+            "rollout_tokens_per_second": sum(self.tokens) / sum(self.rollouts),
+            "tokens_per_second": sum(self.tokens) / sum(self.seconds),
+            "answer_tokens": statistics.mean(self.tokens),
+            "steps": list(self.seconds),
+            "rollouts": list(self.rollouts),
         }
-    )
+        print(json.dumps(found), flush=True)

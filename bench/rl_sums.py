@@ -39,6 +39,8 @@ LOWEST_END, HIGHEST_START = 0.9, 0.3
 LARGEST_KL = 2.5
 """Nats an answer from the start, as a mean over the last steps. Who gives only the start's right answers is
 −log(its share of them) away: 1.6."""
+MOST_KL = 4.0
+"""In any step: what is rare at the start is learned before what is likely."""
 LAST_STEPS = 10
 EQUAL_STEPS = 10
 """At first, of which runs that differ by their placement must tell the same."""
@@ -97,13 +99,20 @@ def measure() -> Results:
         name: once(f"ppo-{name}", CONFIG, *of_placement(pools), *LORA)
         for name, pools in LORA_PLACEMENTS.items()
     }
+    best = once(
+        f"best-of-{ANSWERS}",
+        CONFIG,
+        "rlhf.algorithm=best_of_n",
+        f"data.train=[{RUNS / 'data' / 'held_out.jsonl'}]",
+        "train.validate_every=null",
+        "rlhf.pools={all: {roles: [actor], processes: 4}}",
+    )
     held_out = HeldOut(Path(CONFIG))
-    start = held_out.rewards(RUNS / "start", ANSWERS)
     return {
         "machine": machine(),
         "held_out": len(held_out.prompts),
         "constant": held_out.best_constant(),
-        "start": {**asked(held_out, RUNS / "start"), "best_of_n": mean(map(max, start)), "n": ANSWERS},
+        "start": {**asked(held_out, RUNS / "start"), "best_of_n": best_reward(best), "n": ANSWERS},
         "runs": {name: [told(held_out, run) for run in seeds] for name, seeds in runs.items()},
         "placements": {name: told(held_out, run) for name, run in placed.items()},
     }
@@ -149,6 +158,13 @@ def told(held_out: HeldOut, run: Path) -> Results:
     }
 
 
+def best_reward(run: Path) -> float:
+    """Over all prompts of a run of best_of_n, of which a step has some."""
+    lines = read_metrics(run)
+    asked = [line["samples"] - before for line, before in zip(lines, [0, *(one["samples"] for one in lines)])]
+    return sum(line["reward_best"] * count for line, count in zip(lines, asked)) / sum(asked)
+
+
 def last_kl(run: Mapping[str, Any]) -> float:
     return mean(run["kl"][-LAST_STEPS:])
 
@@ -164,6 +180,8 @@ def faults(results: Results) -> list[str]:
                 found.append(f"{algorithm}, seed {seed}: {run['sampled']:.3f} is below {LOWEST_END}")
             if last_kl(run) > LARGEST_KL:
                 found.append(f"{algorithm}, seed {seed}: KL {last_kl(run):.2f} is above {LARGEST_KL}")
+            if max(run["kl"]) > MOST_KL:
+                found.append(f"{algorithm}, seed {seed}: KL was {max(run['kl']):.2f}, above {MOST_KL}")
     for name, difference in differences(results).items():
         if difference > TOLERANCE:
             found.append(f"{name} tells something else: {difference:.2g}")

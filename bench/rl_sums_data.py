@@ -32,7 +32,7 @@ def make(folder: Path, seed: int = 0) -> None:
     if (folder / "held_out.jsonl").exists():
         return
     draws = random.Random(seed)
-    sums = [one for one in product(range(10, 100), repeat=2) if carries(*one)]
+    sums = [one for one in product(range(10, 100), range(10, 100)) if carries(*one)]
     draws.shuffle(sums)
     held_out, trained = sums[:HELD_OUT], sums[HELD_OUT:]
     write(folder / "answers.jsonl", (answered(one, draws) for _ in range(ANSWERS_A_SUM) for one in trained))

@@ -1,5 +1,6 @@
 """The picture of `bench.rl_sums`: held-out reward and divergence over the steps, and other placements."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -47,6 +48,10 @@ def draw(path: Path, results: Results) -> None:
             )
         left.axhline(
             results["constant"], color=GREY, linestyle=":", linewidth=1, label="the best constant answer"
+        )
+        least = -math.log(start["sampled"])
+        middle.axhline(
+            least, color=GREY, linestyle="--", linewidth=1, label="− log of the start's right answers"
         )
         left.set_title(f"Right answers, {results['held_out']} held-out sums")
         middle.set_title("Divergence from the start, nats an answer")
