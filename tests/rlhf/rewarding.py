@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from llmscale.rlhf.rewards.constant import CONSTANTS
 
 
 def short_words(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
@@ -21,16 +22,10 @@ class Again:
         return [{"role": "user", "content": "on"}], 1.0 / (1 + len(completion)), False
 
 
-def hangs_at_first(
-    prompts: Sequence[str], completions: Sequence[str], marks: Sequence[str], **_: Any
+def hangs_at_some(
+    prompts: Sequence[str], completions: Sequence[str], hangs: Sequence[bool], **_: Any
 ) -> list[float]:
-    """As `short_words`, but the first call never ends.
-
-    Args:
-        marks: file that tells that there was one.
-    """
-    mark = Path(marks[0])
-    if not mark.exists():
-        mark.touch()
+    """As `short_words`, but never ends for a model's answers to prompts whose record says so."""
+    if any(one and text not in CONSTANTS for one, text in zip(hangs, completions)):
         time.sleep(1000)
     return short_words(prompts, completions)
