@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from llmscale.config import layout_checks
 from llmscale.config.problems import Problem
-from llmscale.config.rlhf_pools import Role
+from llmscale.config.rlhf_pools import LEARNING, Role
 from llmscale.config.rlhf_rewards import reward_problems
 from llmscale.config.rlhf_roles import needed_roles, pool_of, pools_of, role_config
 from llmscale.config.schema import Config
@@ -57,6 +57,9 @@ def layouts_fill_pools(config: Config) -> Iterator[Problem]:
                 "replicas must fill it"
             )
             yield Problem(f"rlhf.roles.{role}.parallel", ranks, message)
+        if section.offload and role in LEARNING:
+            message = "is for models that nothing is learned by; leave it out"
+            yield Problem(f"rlhf.roles.{role}.offload", True, message)
         if role == "rollout" and ranks > 1:
             message = "a model of transformers is whole in each process; take tensor=1 and pipeline=1"
             yield Problem("rlhf.roles.rollout.parallel", ranks, message)

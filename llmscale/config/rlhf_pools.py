@@ -10,6 +10,8 @@ from llmscale.config.section import NonNegativeFloat, NonNegativeInt, PositiveFl
 
 Role = Literal["actor", "critic", "reference", "reward", "rollout"]
 ROLES: tuple[Role, ...] = ("actor", "critic", "reference", "reward", "rollout")
+LEARNING: tuple[Role, ...] = ("actor", "critic")
+"""Those that training changes."""
 
 
 class PoolSection(Section):
@@ -43,7 +45,7 @@ class RoleSection(Section):
     lr: PositiveFloat | None = None
     """Peak learning rate. Left out: `optimizer.lr` (actor, critic)."""
     offload: bool = False
-    """Weights rest in main memory between two turns (reference, reward)."""
+    """Weights rest in memory of the host between two turns (reference, reward, rollout)."""
 
 
 class RolesSection(Section):

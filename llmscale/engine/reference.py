@@ -4,15 +4,15 @@ Shapes: B rows, L documents of the fullest row.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from llmscale.data.batch import Batch
 from llmscale.engine.ask import ask
+from llmscale.engine.resting import Resting
 from llmscale.engine.schedule import ScheduledChunk
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.off import peft_off
@@ -30,43 +30,27 @@ class Reference(Protocol):
 
 
 class HeldReference:
-    """A second model, which has the weights of the start for as long as the run lasts. On a GPU only while it
-    is asked: between two turns its weights rest in memory of the host.
+    """A second model, which has the weights of the start for as long as the run lasts.
 
     Args:
         chunks: this rank's, with their weights.
         world: active whenever it is asked.
+        rests: on a GPU its weights are there only while it is asked, and else in memory of the host.
     """
 
-    def __init__(self, chunks: Sequence[LanguageModel], world: World) -> None:
+    def __init__(self, chunks: Sequence[LanguageModel], world: World, rests: bool = True) -> None:
         self.world = world
         self.scheduled = [ScheduledChunk(chunk, chunk) for chunk in chunks]
-        self._resting: list[tuple[torch.nn.Parameter, Tensor]] = []
         for chunk in chunks:
             chunk.requires_grad_(False)
-            self._resting += [(parameter, _at_host(parameter.data)) for parameter in chunk.parameters()]
-        self._rest()
+        self._resting = Resting(chunks, world.device) if rests else None
 
     def told(self, batches: Sequence[Batch]) -> list[Batch]:
         with self.at_work():
             return with_log_probabilities(self.scheduled, self.world, batches)
 
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        for parameter, resting in self._resting:
-            parameter.data = resting.to(self.world.device, non_blocking=True)
-        try:
-            yield
-        finally:
-            self._rest()
-
-    def _rest(self) -> None:
-        for parameter, resting in self._resting:
-            parameter.data = resting
-
-
-def _at_host(weight: Tensor) -> Tensor:
-    return weight.cpu().pin_memory() if weight.is_cuda else weight
+    def at_work(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._resting is None else self._resting.at_work()
 
 
 class AdapterOff:

@@ -7,14 +7,12 @@ while, they need one after the other. The critic and the reward model are taken 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmscale.config.rlhf_pools import Role
+from llmscale.config.rlhf_pools import LEARNING, Role
 from llmscale.config.rlhf_roles import pools_of, role_config
 from llmscale.config.schema import Config
 from llmscale.plan.activations import layer_elements_per_token, logits_bytes
 from llmscale.plan.memory import WIDTH, rank_memory
 from llmscale.plan.parameters import stage_parameters
-
-LEARNING: tuple[Role, ...] = ("actor", "critic")
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmscale.config.checks import check_config
-from llmscale.config.rlhf_pools import Role
+from llmscale.config.rlhf_pools import LEARNING, Role
 from llmscale.config.rlhf_roles import needed_roles
 from llmscale.config.schema import Config
 from llmscale.config.tree import set_value
 from llmscale.plan.devices import Device
 from llmscale.plan.neighbours import SUGGESTIONS
 from llmscale.plan.report import bytes_text
-from llmscale.plan.rlhf import LEARNING, pool_memories
+from llmscale.plan.rlhf import pool_memories
 
-AT_REST: tuple[Role, ...] = ("reference", "reward")
+AT_REST: tuple[Role, ...] = ("reference", "reward", "rollout")
 """Roles whose weights can rest in main memory between two turns."""
 
 

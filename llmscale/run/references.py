@@ -40,12 +40,12 @@ MICROBATCHES = 4
 """Of each stage of a replica, between two looks at whether the run is to stop."""
 
 
-def held_reference(config: Config, world: World, start: Base) -> HeldReference:
+def held_reference(config: Config, world: World, start: Base, rests: bool = True) -> HeldReference:
     """The model that the run started from. Collective."""
     with world.active():
         chunks = build_chunks(config.model, config.train, resolved_vocabulary_size(config), world)
         fill_base(chunks, start, config, Agreement(world.rank, world.layout.world_size, world.control_group))
-    return HeldReference(chunks, world)
+    return HeldReference(chunks, world, rests)
 
 
 class References:

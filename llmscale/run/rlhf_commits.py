@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmscale.config.problems import InputError, Problem
-from llmscale.config.rlhf_pools import Role
+from llmscale.config.rlhf_pools import LEARNING, Role
 from llmscale.config.rlhf_roles import role_config
 from llmscale.config.schema import Config
 from llmscale.rlhf.answers import Answer
@@ -14,8 +14,6 @@ from llmscale.rlhf.replay import answers_from_bytes, answers_to_bytes
 from llmscale.rlhf.state import State
 from llmscale.rlhf.transaction import FOLDER, Transaction, commit, kept_steps, manifest_hash, newest
 from llmscale.rlhf.workers.group import Group
-
-TRAINED: tuple[Role, ...] = ("actor", "critic")
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Begun:
 class Commits:
     def __init__(self, config: Config, groups: Mapping[Role, Group]) -> None:
         self._config = config
-        self._groups: dict[Role, Group] = {role: groups[role] for role in TRAINED if role in groups}
+        self._groups: dict[Role, Group] = {role: groups[role] for role in LEARNING if role in groups}
 
     @property
     def _folders(self) -> dict[Role, Path]:

@@ -6,7 +6,8 @@ are the same on every rank. All ranks of a pool are called alike.
 Shapes: T tokens of an experience, B rows, S tokens of a row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pydantic import JsonValue
@@ -25,6 +26,7 @@ from llmscale.data.checks import resolved_vocabulary_size
 from llmscale.engine import fingerprint
 from llmscale.engine.ask import Tell, ask
 from llmscale.engine.engine import Engine
+from llmscale.engine.resting import Resting
 from llmscale.model.build import DTYPES
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.peft.off import peft_off
@@ -225,7 +227,8 @@ class FrozenReference(_OnRank):
         agreement = Agreement(self.world.rank, self.world.layout.world_size, self.world.control_group)
         start = find_start(config, config.checkpoint, agreement)
         assert start is not None
-        self.model = held_reference(config, self.world, start)
+        rests = config.rlhf.roles.reference.offload
+        self.model = held_reference(config, self.world, start, rests)
 
     def reference_log_probabilities(self, experiences: Sequence[Experience]) -> list[Floats] | None:
         """[T] of each."""
@@ -259,6 +262,7 @@ class Writing:
             frozenset(stops),
         )
         self._taken: list[Bucket] = []
+        self._rests = config.rlhf.roles.rollout.offload
 
     def described(self) -> dict[str, JsonValue]:
         return {"layout": {}, "device": "transformers"}
@@ -273,10 +277,19 @@ class Writing:
             SyncFailed: something is missing, or is not what was sent; the old weights stay in use.
         """
         taken, self._taken = self._taken, []
-        self.engine.load_weights(version, iter(taken))
+        with self._awake():
+            self.engine.load_weights(version, iter(taken))
 
     def generate(self, requests: Sequence[Request], options: RolloutSection) -> list[Written]:
-        return self.engine.generate(requests, options)
+        with self._awake():
+            return self.engine.generate(requests, options)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        self.engine.wake()
+        yield
+        if self._rests:
+            self.engine.sleep()
 
 
 class Rewarding:
@@ -296,6 +309,7 @@ class Rewarding:
         self.scorer = load_reward_model(target, environment)
         self.batch = config.rlhf.rollout.batch
         world = self.scorer.world
+        self._resting = Resting(self.scorer.chunks, world.device) if section.offload else None
         self.speaks = speaks(world.layout, world.rank)
 
     def described(self) -> dict[str, JsonValue]:
@@ -305,8 +319,9 @@ class Rewarding:
     def scores(self, texts: Sequence[Sequence[int]]) -> list[float] | None:
         """Of each text, at its last token."""
         found: list[float] = []
-        for start in range(0, len(texts), self.batch):
-            found += self.scorer.scores(texts[start : start + self.batch]).tolist()
+        with self._resting.at_work() if self._resting is not None else nullcontext():
+            for start in range(0, len(texts), self.batch):
+                found += self.scorer.scores(texts[start : start + self.batch]).tolist()
         return found if self.speaks else None
 
 

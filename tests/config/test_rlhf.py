@@ -128,6 +128,7 @@ PLACED: list[tuple[dict[str, Any], str, str]] = [
         "take native",
     ),
     ({"rlhf": {"async_steps": 1}}, "rlhf.async_steps", "rlhf.rollout.engine=transformers"),
+    ({"rlhf": {"roles": {"actor": {"offload": True}}}}, "rlhf.roles.actor.offload", "leave it out"),
     ({"rlhf": {"rewards": []}}, "rlhf.rewards", "names no reward"),
     (
         {"rlhf": {"algorithm": "raft", "update": {"minibatches": 20}}},

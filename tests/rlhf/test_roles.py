@@ -23,7 +23,15 @@ from tests.ranks import run_ranks
 
 WORDS = ["amber", "basil", "cedar", "dune", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll"]
 VOCABULARY, ROW, COUNT = 384, 48, 12
-MODEL = {"hidden_size": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_size": 96, "max_positions": ROW}
+MODEL = {
+    "hidden_size": 64,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "ffn_size": 96,
+    "max_positions": ROW,
+    "norm_epsilon": 1e-6,
+}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"parallel": {"tensor": 2}}),
     "pipeline 2": (2, {"parallel": {"pipeline": 2}}),
