@@ -4,9 +4,9 @@ python -m bench.grpo [--quick] [--rounds N] [--threads N] [--busy] [--beta B] [-
 
 A step is: answers are written to some prompts, several to each, a function rewards them, and the model learns
 from them in one optimizer step. llmscale is measured as a user runs it: `llmscale train` starts a Ray, a
-driver and one worker, and what they say to each other counts. Random weights of llama_6m; nothing ends an
-answer early but by a rare chance. Each way of cutting a step into microbatches takes turns, in fresh
-processes; the quickest of each counts.
+driver and its workers, one with all threads or one a thread, and what they say to each other counts. TRL is
+one process with all threads. Random weights of llama_6m; nothing ends an answer early but by a rare chance.
+Each way of cutting a step takes turns, in fresh processes; the quickest of each counts.
 """
 
 import argparse
@@ -28,6 +28,8 @@ ANSWERS_AT_ONCE = (8, 32)
 """Of TRL, padded to the longest of them."""
 ROWS_AT_ONCE = ((128, 8), (512, 2))
 """Of llmscale: tokens of a row, in which answers stand end to end, and rows."""
+ROWS_OF_MANY = (512, 1)
+"""Of each of several workers, which have fewer answers each."""
 NAMES = ("TRL", "llmscale")
 SPEEDS = (
     "step_seconds",
@@ -92,6 +94,11 @@ def compare(workload: GrpoWorkload, rounds: int, seconds: str) -> dict[str, Any]
             for length, rows in ROWS_AT_ONCE
         ],
     }
+    if workload.threads > 1:
+        length, rows = ROWS_OF_MANY
+        many = replace(workload, sequence_length=length, micro_batch_size=rows, workers=workload.threads)
+        name = f"llmscale, {workload.threads} workers, {rows} row of {length}"
+        contenders["llmscale"].append(Contender(name, "bench.grpo_llmscale", many))
     found = run_rounds([one for several in contenders.values() for one in several], rounds)
     ways = {name: summary(rounds_of) for name, rounds_of in found.items()}
     best = {

@@ -1,4 +1,5 @@
-"""Contender: a whole run of `task: rlhf` on a Ray of its own, its driver and one worker that is the actor."""
+"""Contender: a whole run of `task: rlhf` on a Ray of its own, its driver and the workers that are the
+actor."""
 
 import json
 import os
@@ -104,7 +105,7 @@ def write_config(workload: GrpoWorkload, runs: Path) -> Path:
             "clip": CLIP,
             "schedule": "constant",
         },
-        "cluster": {"processes_per_node": 1, "threads": workload.threads},
+        "cluster": {"processes_per_node": workload.workers, "threads": workload.threads // workload.workers},
         "logging": {"wandb": "off"},
     }
     file.write_text(json.dumps(config))

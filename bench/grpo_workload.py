@@ -36,6 +36,8 @@ class GrpoWorkload(Workload):
     """To each prompt."""
     tokens: int = 64
     """Of an answer."""
+    workers: int = 1
+    """Processes of llmscale, among which the threads are shared out."""
     warm_up_steps: int = 2
     steps: int = 6
     """That are measured."""
