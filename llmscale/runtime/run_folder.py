@@ -19,7 +19,7 @@ CONFIG_NAME = "config.yaml"
 AGENT_NAME = "agent.json"
 LOCK_NAME = ".lock"
 
-FIXED = ("task", "model", "train.sequence_length", "train.seed", "data.train", "data.split")
+FIXED = ("task", "rlhf.algorithm", "model", "train.sequence_length", "train.seed", "data.train", "data.split")
 """What a checkpoint's weights and position stand on: changed, a resume would go on with something else."""
 
 

@@ -61,6 +61,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(place: Place,
     assert_same_tensors(Run(run.folder / "critic").tensors(), Run(apart.folder / "critic").tensors())
 
 
+def test_a_run_goes_on_in_other_pools_under_other_layouts(place: Place, apart: Run) -> None:
+    minibatches = "rlhf.update.minibatches=2"
+    assert place.train("moved", *overrides(place, minibatches, *PLACEMENTS["apart"]), "train.stop_at=1") == 0
+    layouts = "rlhf.roles={actor: {parallel: {tensor: 2}}, critic: {zero_stage: 3}}"
+    run = place.uninterrupted("moved", *overrides(place, minibatches, layouts, *PLACEMENTS["all on one"]))
+    close(run, apart)
+
+
 def test_a_signal_to_the_whole_process_group_saves(place: Place) -> None:
     """As `timeout` sends it, or a terminal that closes: the run's Ray must not end by it before the run."""
     endless = ("rlhf.algorithm=grpo", "train.steps=1000", "checkpoint.every=1000")

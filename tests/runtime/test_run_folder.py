@@ -67,6 +67,7 @@ def test_allowed_changes_are_written_and_the_old_config_kept(tmp_path: Path) -> 
         ("train", {"sequence_length": 512}),
         ("train", {"seed": 5}),
         ("data", {"train": ["other"]}),
+        ("rlhf", {"algorithm": "grpo"}),
     ],
 )
 def test_what_a_checkpoint_stands_on_cannot_change(
