@@ -94,7 +94,11 @@ def check_scorer(config: Config, source: Path, key: str, before: Mapping[Path, C
     path = config.tokenizer.path
     if path is None or not (path / TOKENIZER).is_file() or origin.tokenizer_hash is None:
         return
-    if tokenizer_hash(path) != origin.tokenizer_hash:
+    theirs = origin.tokenizer
+    is_same = tokenizer_hash(path) == origin.tokenizer_hash or (
+        theirs is not None and _extends(path, theirs) and _extends(theirs, path)
+    )
+    if not is_same:
         message = (
             f"knows the tokens of another tokenizer (SHA-256 {origin.tokenizer_hash[:12]}…) than "
             f"tokenizer.path = {path}, and is asked in tokens; train one with that tokenizer"

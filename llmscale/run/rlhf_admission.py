@@ -4,6 +4,7 @@ Functions of rewards are imported once, in a subprocess, as they will be in the 
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -69,20 +70,24 @@ def _first_prompts(config: Config) -> list[Prompt]:
     for entry in (*config.data.train, *config.data.validation):
         if str(entry.path).startswith(HUB_PREFIX):
             continue
-        try:
+        with suppress(BadText, OSError):
             for line, record in islice(record_source(entry.path), FIRST):
-                if not isinstance(record, Unreadable):
+                if isinstance(record, Unreadable):
+                    continue
+                with suppress(BadRecord):
                     found.append(reader.read(record, entry.fields, f"{entry.path}, line {line}"))
-        except (BadText, BadRecord, OSError):
-            continue
     return found
 
 
 def _beginnings(config: Config, before: Mapping[Path, Config]) -> Iterator[Problem]:
     """The actor's is told as that of every run."""
     needed, roles = needed_roles(config), config.rlhf.roles
-    if "reward" in needed and roles.reward.init_from is not None:
-        yield from check_scorer(config, roles.reward.init_from, "rlhf.roles.reward.init_from", before)
+    scorer = roles.reward.init_from if "reward" in needed else None
+    if scorer is not None:
+        found = list(check_scorer(config, scorer, "rlhf.roles.reward.init_from", before))
+        yield from found
+        if found:
+            return  # a critic that is left to begin there could not either
     for role in ("critic", "reference"):
         own = role_config(config, role) if role in needed else config
         if own.train.init_from == config.train.init_from:

@@ -13,25 +13,15 @@ import transformers
 from torch import Tensor
 
 from llmscale.config.schema import Config
-from llmscale.data.train_tokenizer import train_tokenizer
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.rlhf.experience import Experience
 from llmscale.rlhf.workers.group import deal
 from llmscale.run.rlhf_roles import Actor, Trained, open_actor, open_critic, open_reference, open_reward
 from tests.distributed.parity import _assemble
 from tests.ranks import run_ranks
+from tests.rlhf.role_models import MODEL, ROW, VOCABULARY, make_models
 
-WORDS = ["amber", "basil", "cedar", "dune", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll"]
-VOCABULARY, ROW, COUNT = 384, 48, 12
-MODEL = {
-    "hidden_size": 64,
-    "layers": 2,
-    "heads": 4,
-    "kv_heads": 2,
-    "ffn_size": 96,
-    "max_positions": ROW,
-    "norm_epsilon": 1e-6,
-}
+COUNT = 12
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"parallel": {"tensor": 2}}),
     "pipeline 2": (2, {"parallel": {"pipeline": 2}}),
@@ -43,34 +33,7 @@ SIGNALS = ("old", "reference", "rollout")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer, a model that writes and one that scores, as transformers has saved them."""
-    folder = tmp_path_factory.mktemp("roles")
-    train_tokenizer([" ".join(WORDS)] * 20, folder / "tokenizer", 380, "bpe", threads=1)
-    described = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=96,
-        max_position_embeddings=ROW,
-        num_labels=1,
-        pad_token_id=0,
-    )
-    torch.manual_seed(3)
-    for name, kind in (
-        ("writer", transformers.LlamaForCausalLM),
-        ("scorer", transformers.LlamaForSequenceClassification),
-    ):
-        model = kind(described)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-        model.save_pretrained(folder / name)
-        transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(folder / "tokenizer" / "tokenizer.json")
-        ).save_pretrained(folder / name)
-    return folder
+    return make_models(tmp_path_factory.mktemp("roles"))
 
 
 def config_of(place: Path, roles: dict[str, dict[str, Any]], layout: str = "", **more: Any) -> Config:
