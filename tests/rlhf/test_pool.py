@@ -63,7 +63,7 @@ def dies_and_comes_back() -> None:
         pool.restart()
         after = tell(pool, "pid").results()
         assert not set(after) & set(before)
-        assert not psutil.pid_exists(before[0])
+        assert_gone([before[0]])
         # What was in no file is forgotten; the process group is whole.
         assert tell(pool, "add", 1).results() == [6, 6]
         assert tell(pool, "together", [0.0, 0.0]).results() == [2.0, 2.0]
@@ -87,7 +87,7 @@ def is_late() -> None:
         said = raised(tell(pool, "together", [0.0, 0.0]), WorkerLost, 3.0)
         assert "rank 0 on" in said and f"this one (pid {pids[0]}) is stopped by a signal" in said
         pool.restart()
-        assert not psutil.pid_exists(pids[0]) and not psutil.pid_exists(pids[1])
+        assert_gone(pids[:2])
         assert tell(pool, "together", [0.0, 1.0]).results() == [2.0, 2.0]
 
 
