@@ -1,6 +1,7 @@
 """What stands against a run, told before any rank starts: `train` and `submit` ask the same. No torch."""
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 
 from llmscale.config.problems import InputError, Problem
@@ -15,9 +16,10 @@ from llmscale.plan.rlhf_neighbours import too_large, what_fits_pools
 from llmscale.plan.rlhf_report import processes_on_a_node
 from llmscale.run.beginnings import check_base, check_init_from
 from llmscale.run.committed import committed_step
-from llmscale.run.rlhf_admission import check_rlhf
 from llmscale.runtime.run_folder import check_folder, check_resume
 
+OF_TASK = {"rlhf": "llmscale.run.rlhf_admission:check_rlhf"}
+"""What else is asked of a task: a function of its config and of the runs before, loaded where it is asked."""
 MEMORY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 """Of `cluster.memory`, as SLURM reads it."""
 
@@ -34,8 +36,9 @@ def check_run(config: Config, before: Mapping[Path, Config] | None = None) -> li
     folder = config.run_folder
     problems = check_data(config) + check_folder(folder)
     problems += pattern_problems(config.model, config.peft)
-    if config.task == "rlhf":
-        problems += check_rlhf(config, before)
+    if config.task in OF_TASK:
+        module, _, function = OF_TASK[config.task].partition(":")
+        problems += getattr(import_module(module), function)(config, before)
     committed = committed_step(folder)
     problems += check_resume(config, folder, committed)
     if committed is None or config.checkpoint.resume == "never":
