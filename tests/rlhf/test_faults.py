@@ -97,6 +97,7 @@ def test_what_learns_goes_on_from_the_last_transaction(place: Place, oracle: Run
     assert_told(survive(place, oracle, "learning", *blows), blows)
 
 
+@pytest.mark.soak
 def test_a_ray_that_dies_is_told_and_another_one_begun(place: Place, oracle: Run) -> None:
     blows = (
         Blow(DRIVER, 0, 0, "rollout", how=kill_child("gcs_server")),
@@ -107,6 +108,7 @@ def test_a_ray_that_dies_is_told_and_another_one_begun(place: Place, oracle: Run
     assert len(causes) == 2 and "the Ray of this run is gone" in causes[0]
 
 
+@pytest.mark.soak
 def test_answers_written_ahead_are_neither_lost_nor_learned_twice(place: Place) -> None:
     blows = (
         Blow("writers", 0, 0, "learning"),
@@ -125,7 +127,7 @@ def test_answers_written_ahead_are_neither_lost_nor_learned_twice(place: Place) 
     assert_gone(processes(run))
 
 
-@pytest.mark.parametrize("on_error", ["drop", "stop"])
+@pytest.mark.parametrize("on_error", [pytest.param("drop", marks=pytest.mark.soak), "stop"])
 def test_a_reward_that_hangs_ends_as_its_config_says(place: Place, on_error: str) -> None:
     prompts = place.folder / f"{on_error}.jsonl"
     records = [json.loads(line) for line in (place.folder / "prompts.jsonl").read_text().splitlines()]

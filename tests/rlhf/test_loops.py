@@ -64,6 +64,7 @@ def test_a_run_that_writes_ahead_goes_on_as_if_nothing_had_happened(place: Place
     assert last["asked"] == last["prompts"] == 4 * STEPS and "replay" not in last
 
 
+@pytest.mark.soak
 def test_an_actor_that_dies_while_answers_are_written_costs_nothing(place: Place, ahead: Run) -> None:
     """Those that wait are in the transaction."""
     run = place.run("killed")

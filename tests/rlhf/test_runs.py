@@ -39,7 +39,9 @@ def apart(place: Place) -> Run:
     return place.uninterrupted("apart", *overrides(place, "rlhf.update.minibatches=2", *PLACEMENTS["apart"]))
 
 
-@pytest.mark.parametrize("placement", [name for name in PLACEMENTS if name != "apart"])
+@pytest.mark.parametrize(
+    "placement", [pytest.param("actor with reference", marks=pytest.mark.soak), "all on one"]
+)
 def test_every_placement_gives_the_same_run(place: Place, apart: Run, placement: str) -> None:
     name = placement.replace(" ", "-")
     run = place.uninterrupted(name, *overrides(place, "rlhf.update.minibatches=2", *PLACEMENTS[placement]))
