@@ -46,6 +46,7 @@ def config_of(place: Path, roles: dict[str, dict[str, Any]], layout: str = "", *
         "tokenizer": {"path": place / "tokenizer"},
         "train": {"sequence_length": ROW, "precision": "fp32", "init_from": place / "writer"},
         "optimizer": {"lr": 1e-3, "epsilon": 1e-4},
+        "cluster": {"threads": 1},
         "rlhf": {
             "algorithm": "ppo",
             "kl": {"penalty": "loss"},
