@@ -89,7 +89,8 @@ def test_a_node_that_dies_is_named_and_the_run_goes_on_where_there_is_room(
     pools = (
         "{train: {roles: [actor]}, critic: {roles: [critic]}, helpers: {roles: [reference], processes: 2}}"
     )
-    more = (f"rlhf.pools={pools}", "train.steps=6")
+    # So many that the node dies before the last of them.
+    more = (f"rlhf.pools={pools}", "train.steps=60")
     submitted = submit(place, "node", *more)
     submitted.wait_for_commit(1, seconds=200)
     node = node_of_workers_alone(ray, submitted)
