@@ -4,14 +4,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from llmscale.config.rlhf_pools import Role
+from llmscale.config.rlhf_pools import LEARNING
 from llmscale.rlhf.workers.lost import WorkerLost
 from llmscale.rlhf.workers.pool import Pool
 from llmscale.runtime.events import EventLog
 from llmscale.runtime.hooks import Hook
-
-STATELESS: tuple[Role, ...] = ("reference", "reward", "rollout")
-"""Roles that hold nothing but what is in files, or is given to them before each use."""
 
 Result = TypeVar("Result")
 
@@ -62,7 +59,8 @@ class Recovery:
                 self._mend(step, lost)
 
     def _mend(self, step: int, lost: WorkerLost) -> None:
-        if not self.left or any(role not in STATELESS for role in lost.roles):
+        # The other models hold nothing but what is in files, or is given to them before each use.
+        if not self.left or any(role in LEARNING for role in lost.roles):
             raise lost
         tell(self.events, step, lost)
         self.left -= 1
