@@ -37,17 +37,22 @@ def all_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[t
         if inner is None:
             yield (*prefix, name)
         else:
-            yield from all_keys(inner, (*prefix, name))
+            # In a section of names that users give, any may stand.
+            own = (name, "NAME") if get_origin(field.annotation) is dict else (name,)
+            yield from all_keys(inner, (*prefix, *own))
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         if part.isdigit():
             continue
         field = model.model_fields.get(part)
         inner = next(_models_in(field.annotation), None) if field else None
-        if inner is None:
+        if field is None or inner is None:
             return []
+        if get_origin(field.annotation) is dict:
+            next(parts, None)  # a name of the user's
         model = inner
     return list(model.model_fields)
 
@@ -55,6 +60,6 @@ def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, UnionType, list, tuple):
+    elif get_origin(annotation) in (Union, UnionType, list, tuple, dict):
         for argument in get_args(annotation):
             yield from _models_in(argument)

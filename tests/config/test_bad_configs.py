@@ -32,6 +32,9 @@ BAD: list[tuple[str, str, str]] = [
     ("model.preset=tinny", "model.preset", "did you mean tiny?"),
     ("model=llama3_8", "model.preset", "did you mean llama3_8b?"),
     ("steps=3", "steps", "did you mean train.steps?"),
+    ("rlhf.pools={a: {roles: [actor], proceses: 3}}", "rlhf.pools.a.proceses", "rlhf.pools.a.processes?"),
+    ("rlhf.pools={a: {roles: [actor], cpus: 3}}", "rlhf.pools.a.cpus", "are: roles, processes"),
+    ("cluster.placement=spread", "cluster.placement", "did you mean rlhf.pools.NAME.placement?"),
     # Not an override, not a value.
     ("train.steps", "train.steps", "key=value"),
     ("=3", "=3", "key=value"),
