@@ -19,6 +19,7 @@ from llmscale.engine.forward import telling_rank, through_stages
 from llmscale.engine.sampling import SamplingOptions, draw, uniform
 from llmscale.engine.texts import Request, Rows, Text
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.packed import packed_weights
 from llmscale.model.step import step
 from llmscale.parallel.world import World
 
@@ -94,6 +95,7 @@ class Generator:
         with (
             self.world.active(),
             opened_caches(self.chunks, min(batch, len(requests)), places) as caches,
+            packed_weights(self.chunks, min(batch, len(requests))),
         ):
             while not rows.is_done:
                 first = len(rows)

@@ -12,6 +12,7 @@ from llmscale.model.declaration import ParameterDeclaration
 from llmscale.model.documents import Documents
 from llmscale.model.families.family import Family
 from llmscale.model.head import ScoreHead
+from llmscale.model.linear import ColumnParallelLinear, no_initialization
 from llmscale.model.rotary import RotaryTable
 from llmscale.parallel.world import World
 
@@ -50,8 +51,21 @@ class LanguageModel(GPTModel):
         """Declarations of parameters that were put in from outside, by local name."""
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Nothing: initial weights depend on the tensor's name only, so tied copies begin equal, and the
-        engine sums their gradients."""
+        """The output layer is one of ours. Nothing else: initial weights depend on the tensor's name only, so
+        tied copies begin equal, and the engine sums their gradients."""
+        if not self.post_process:
+            return
+        del self.output_layer
+        self.output_layer = ColumnParallelLinear(
+            self.config.hidden_size,
+            self.vocab_size,
+            config=self.config,
+            init_method=no_initialization,
+            bias=False,
+            skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
+            gather_output=False,
+            tp_group=self.pg_collection.tp,
+        )
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -100,11 +114,17 @@ class LanguageModel(GPTModel):
 
     def logits(self, hidden_SBH: Tensor) -> Tensor:
         """The last chunk's: logits of hidden states, [S, B, V / tensor ranks]."""
-        weight = (
-            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        )
+        weight = self.output_weight if self.share_embeddings_and_output_weights else None
         logits_SBV, _ = self.output_layer(hidden_SBH, weight=weight)
         return logits_SBV
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Of the last chunk's output layer, [V / tensor ranks, H]; of the embedding where they are tied."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        assert self.output_layer.weight is not None
+        return self.output_layer.weight
 
     def gathered_logits(self, hidden_SBH: Tensor) -> Tensor | None:
         """The last chunk's: logits over the whole vocabulary, without its padding, [S, B, V] on tensor rank

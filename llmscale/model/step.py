@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from llmscale_kernels.matmul import packed_product
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -20,6 +20,7 @@ from torch.distributed import ProcessGroup
 from llmscale.model.attention import SelfAttention
 from llmscale.model.cache import NextTokens
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.linear import ColumnParallelLinear, RowParallelLinear
 from llmscale.model.mlp import FeedForward
 
 
@@ -108,18 +109,25 @@ def _column(linear: ColumnParallelLinear, input_1BI: Tensor) -> Tensor:
     if linear._forward_hooks:
         output, _ = linear(input_1BI)
         return output
-    assert linear.weight is not None
-    return F.linear(input_1BI, linear.weight, linear.bias)
+    output = _product(linear, input_1BI)
+    return output if linear.bias is None else output + linear.bias
 
 
 def _row(linear: RowParallelLinear, input_1BI: Tensor) -> tuple[Tensor, Tensor | None]:
     """Output, and the bias to add to it."""
     if linear._forward_hooks:
         return linear(input_1BI)
-    output = F.linear(input_1BI, linear.weight)
+    output = _product(linear, input_1BI)
     if isinstance(linear.tp_group, ProcessGroup) and linear.tp_group.size() > 1:
         torch.distributed.all_reduce(output, group=linear.tp_group)
     return output, linear.bias
+
+
+def _product(linear: ColumnParallelLinear | RowParallelLinear, input_1BI: Tensor) -> Tensor:
+    if linear.packed is not None:
+        return packed_product(input_1BI, linear.packed)
+    assert linear.weight is not None
+    return F.linear(input_1BI, linear.weight)
 
 
 def _added(residual: Tensor, output: Tensor, bias: Tensor | None) -> Tensor:

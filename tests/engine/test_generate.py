@@ -12,6 +12,7 @@ from llmscale.config.schema import ModelSection, TrainSection
 from llmscale.engine.generate import Generator
 from llmscale.engine.sampling import SamplingOptions, draw, probabilities, uniform
 from llmscale.model.build import build_model
+from llmscale.model.linear import ColumnParallelLinear
 from llmscale.model.weights import weights_to_fill
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
@@ -304,3 +305,21 @@ def test_uniform_numbers_are_uniform_and_repeat() -> None:
 def test_options_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingOptions(**wrong)
+
+
+def texts_around_a_change(_rank: int) -> tuple[Any, ...]:
+    generator = build("llama")
+    before = generator.generate(PROMPTS, GREEDY)
+    chunk = generator.chunks[0]
+    copies = [one.packed for one in chunk.modules() if isinstance(one, ColumnParallelLinear)]
+    stir(dict(chunk.named_parameters()), ("linear_qkv.weight",))
+    alone = [generator.generate([prompt], GREEDY)[0] for prompt in PROMPTS]
+    return before, copies, generator.generate(PROMPTS, GREEDY), alone
+
+
+def test_weights_may_change_between_two_texts() -> None:
+    """Copies of weights are of one `generate`: with four prompts there are some, with one there are none."""
+    before, copies, after, alone = run_ranks(1, texts_around_a_change)[0]
+    assert copies and all(copy is None for copy in copies)
+    assert after != before
+    assert after == alone

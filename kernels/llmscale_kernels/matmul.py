@@ -1,0 +1,102 @@
+"""The three matrix products of a linear layer, and the one with a weight that stays as it is for a while.
+
+torch gives products of float32 on CPUs to MKL. On processors that are not Intel's, oneDNN, which torch has
+as well, is quicker at two of the three: on four cores of an AMD EPYC (Zen 4) at 1.5 times MKL's speed. The
+third, the gradient of a weight, oneDNN gets only with copies, so it stays MKL's, but cut into one product a
+thread: MKL shares a single one out badly there. Everything else is torch's own choice.
+
+Which library computes depends on the processor, the type and the shape, never on a measurement: a run that
+goes on has to compute what it would have.
+
+Shapes: X any leading sizes, I features in, O features out.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LEAST_ROWS = 32
+"""With fewer, oneDNN's copy of the weight into its own order costs more than it brings."""
+LEAST_OF_A_THREAD = 64
+"""Rows of a weight's gradient that are worth a product of their own."""
+
+
+def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`input @ weight.T`, [X, O]. No gradient: for autograd functions."""
+    if uses_onednn(input_XI):
+        return _onednn(input_XI, weight_OI)
+    return torch.matmul(input_XI, weight_OI.t())
+
+
+def input_gradient(gradient_XO: Tensor, weight_OI: Tensor) -> Tensor:
+    """`gradient @ weight`, [X, I]."""
+    if uses_onednn(gradient_XO):
+        return _onednn(gradient_XO, weight_OI.t())
+    return torch.matmul(gradient_XO, weight_OI)
+
+
+def weight_gradient(gradient_XO: Tensor, input_XI: Tensor) -> Tensor:
+    """`gradient.T @ input` over all leading sizes, [O, I]."""
+    gradient_TO, input_TI = gradient_XO.flatten(0, -2), input_XI.flatten(0, -2)
+    outputs, threads = gradient_TO.shape[-1], torch.get_num_threads()
+    is_cut = threads > 1 and outputs % threads == 0 and outputs // threads >= LEAST_OF_A_THREAD
+    if not (is_cut and uses_onednn(gradient_TO)):
+        return torch.mm(gradient_TO.t(), input_TI)
+    parts_POT = gradient_TO.view(len(gradient_TO), threads, -1).permute(1, 2, 0)
+    return torch.bmm(parts_POT, input_TI.expand(threads, -1, -1)).view(outputs, -1)
+
+
+def uses_onednn(input_XI: Tensor) -> bool:
+    """Whether products of this tensor as the input are oneDNN's here."""
+    is_large = input_XI.numel() >= LEAST_ROWS * input_XI.shape[-1] > 0
+    is_float = input_XI.dtype == torch.float32 and input_XI.device.type == "cpu"
+    return is_large and is_float and onednn_is_quicker()
+
+
+def pack(weight_OI: Tensor, rows: int) -> Tensor | None:
+    """A copy of the weight in the order that products with about `rows` rows read it in; None where there is
+    no such thing."""
+    if weight_OI.device.type != "cpu" or weight_OI.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if not has_onednn() or not _is_native(weight_OI.dtype):
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().contiguous(), rows)
+
+
+def packed_product(input_XI: Tensor, packed: Tensor) -> Tensor:
+    """As `product`, of a weight that `pack` made. No gradient."""
+    return _onednn(input_XI, packed)
+
+
+def _onednn(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(input_XI, weight_OI, None, "none", [], "")
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether this torch has the operations; it keeps them for its compiler."""
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
+
+
+@functools.cache
+def onednn_is_quicker() -> bool:
+    """Whether it is for products of float32: on x86 processors that are not Intel's."""
+    return has_onednn() and processor_vendor() not in ("", "GenuineIntel")
+
+
+@functools.cache
+def processor_vendor() -> str:
+    """As an x86 processor calls its maker; empty where it cannot be asked."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+def _is_native(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
