@@ -37,15 +37,25 @@ def input_gradient(gradient_XO: Tensor, weight_OI: Tensor) -> Tensor:
     return torch.matmul(gradient_XO, weight_OI)
 
 
-def weight_gradient(gradient_XO: Tensor, input_XI: Tensor) -> Tensor:
-    """`gradient.T @ input` over all leading sizes, [O, I]."""
+def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | None = None) -> Tensor:
+    """`gradient.T @ input` over all leading sizes, [O, I].
+
+    Args:
+        onto_OI: what it is added to in place, and returned; of the same type, contiguous.
+    """
     gradient_TO, input_TI = gradient_XO.flatten(0, -2), input_XI.flatten(0, -2)
     outputs, threads = gradient_TO.shape[-1], torch.get_num_threads()
     is_cut = threads > 1 and outputs % threads == 0 and outputs // threads >= LEAST_OF_A_THREAD
     if not (is_cut and uses_onednn(gradient_TO)):
+        if onto_OI is not None:
+            return onto_OI.addmm_(gradient_TO.t(), input_TI)
         return torch.mm(gradient_TO.t(), input_TI)
     parts_POT = gradient_TO.view(len(gradient_TO), threads, -1).permute(1, 2, 0)
-    return torch.bmm(parts_POT, input_TI.expand(threads, -1, -1)).view(outputs, -1)
+    inputs_PTI = input_TI.expand(threads, -1, -1)
+    if onto_OI is not None:
+        onto_OI.view(threads, -1, onto_OI.shape[-1]).baddbmm_(parts_POT, inputs_PTI)
+        return onto_OI
+    return torch.bmm(parts_POT, inputs_PTI).view(outputs, -1)
 
 
 def uses_onednn(input_XI: Tensor) -> bool:

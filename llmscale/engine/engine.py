@@ -126,6 +126,8 @@ class Engine:
             self.deepspeed = deepspeed_engine(
                 self.module, build_optimizer(config.optimizer, groups), config, world
             )
+            for chunk in self.chunks:
+                chunk.has_whole_weights = config.zero.stage < 3
             if config.optimizer.distance_penalty:
                 state.remember_start(self.deepspeed)
             self.scheduled = self._scheduled_chunks()

@@ -5,6 +5,10 @@ from typing import Any
 import torch
 import torch.distributed
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from torch import Tensor
 
 from llmscale.config.schema import ModelSection
@@ -15,14 +19,16 @@ from llmscale.model.head import ScoreHead
 from llmscale.model.linear import ColumnParallelLinear, no_initialization
 from llmscale.model.rotary import RotaryTable
 from llmscale.parallel.world import World
+from llmscale.plan.activations import LARGEST_LOGITS
 
 
 class LanguageModel(GPTModel):
     """One chunk of the model on this rank.
 
     The last chunk returns logits [S, B, V / tensor ranks], padding columns included, or [C, 1, V / tensor
-    ranks] of the C tokens that it is asked for; where it has a head for them, scores [S, B, outputs]. Every
-    other one returns hidden states [S, B, H] (its part of S under sequence parallelism).
+    ranks] of the C tokens that it is asked for; where these would be too large (`leaves_logits`), the hidden
+    states that they are made of, [S, B, H] or [C, 1, H]; where it has a head for them, scores [S, B,
+    outputs]. Every other one returns hidden states [S, B, H] (its part of S under sequence parallelism).
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class LanguageModel(GPTModel):
         self.rotary_table = rotary
         self.score: ScoreHead | None = None
         """On the last chunk of a model that tells something of texts, in place of the output layer."""
+        self.has_whole_weights = True
+        """Not under ZeRO-3, which gathers those of a layer while that layer is called."""
         self.first_position = 0
         """Position of a document's first token; above 0 after a prefix."""
         self.anchor: torch.nn.Parameter | None = None
@@ -87,11 +95,27 @@ class LanguageModel(GPTModel):
             return hidden
         if self.score is not None:
             return self.score(hidden)
+        if self.leaves_logits(tokens_BS.numel() if counted_C is None else len(counted_C)):
+            whole_SBH = self._whole(hidden)
+            return whole_SBH if counted_C is None else _places(whole_SBH, counted_C)
         if counted_C is None:
             return self.logits(hidden)
         if self.config.sequence_parallel:  # the output layer needs this rank's part of the sequence
             return _places(self.logits(hidden), counted_C)
         return self.logits(_places(hidden, counted_C))
+
+    def leaves_logits(self, tokens: int) -> bool:
+        """Whether the logits of so many tokens are left to the loss, which makes them a few at a time: then
+        the last chunk returns hidden states."""
+        columns = self.vocab_size // self.world.tensor_group.size()
+        is_plain = self.has_whole_weights and not self.output_layer._forward_hooks
+        return is_plain and tokens * columns > LARGEST_LOGITS
+
+    def _whole(self, hidden_SBH: Tensor) -> Tensor:
+        """Of the whole sequence, on every tensor rank; what each knows of their gradient is summed."""
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(hidden_SBH, group=self.world.tensor_group)
+        return copy_to_tensor_model_parallel_region(hidden_SBH, group=self.world.tensor_group)
 
     def hidden_states(
         self, tokens_BS: Tensor, position_ids_BS: Tensor, documents: Documents | None = None

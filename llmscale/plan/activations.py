@@ -5,6 +5,11 @@ from llmscale.plan.parameters import padded_vocabulary_size
 
 LOSS_ROWS = 256
 """Tokens whose logits the loss works on at a time, in fp32."""
+LARGEST_LOGITS = 1 << 26
+"""Elements that the logits of a microbatch have on a rank at most, in fp32 256 MiB. With more the loss makes
+them itself, a few tokens at a time, and once more in its backward pass."""
+FEW_LOGITS, FEW_TOKENS = 1 << 24, 64
+"""Elements that are there at a time then; and tokens, at least."""
 
 
 def activation_bytes(config: Config, stage: int, width: int, logits: int) -> int:
@@ -26,13 +31,17 @@ def activation_bytes(config: Config, stage: int, width: int, logits: int) -> int
 
 
 def logits_bytes(config: Config, vocabulary_size: int, width: int) -> int:
-    """Logits on a rank of the last stage, whose place their gradient takes, and the fp32 rows of the loss.
+    """Logits on a rank of the last stage, whose place their gradient takes, and the fp32 rows of the loss; of
+    large ones those of some tokens, and the gradient of the output layer's weight, which is summed in fp32.
     Scores of a head are next to nothing."""
     if config.outputs is not None:
         return 0
     tensor = config.parallel.tensor
     columns = padded_vocabulary_size(vocabulary_size, tensor) // tensor
     tokens = config.train.micro_batch_size * config.train.sequence_length // config.parallel.context
+    if tokens * columns > LARGEST_LOGITS and config.zero.stage < 3:
+        rows = min(tokens, max(FEW_TOKENS, FEW_LOGITS // columns))
+        return (rows * (width + max(width, 4)) + config.model.hidden_size * max(width, 4)) * columns
     return tokens * columns * width + 2 * min(tokens, LOSS_ROWS) * columns * max(width, 4)
 
 

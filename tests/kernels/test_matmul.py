@@ -43,17 +43,21 @@ def test_all_three_products(
     leading: tuple[int, ...], inputs: int, outputs: int, threads: int, library: str
 ) -> None:
     input_XI, weight_OI, gradient_XO = tensors(leading, inputs, outputs, torch.float32)
+    sum_OI = weight_OI.clone()
     ours = (
         matmul.product(input_XI, weight_OI),
         matmul.input_gradient(gradient_XO, weight_OI),
         matmul.weight_gradient(gradient_XO, input_XI),
+        matmul.weight_gradient(gradient_XO, input_XI, onto_OI=sum_OI),
     )
+    assert ours[3].data_ptr() == sum_OI.data_ptr()
     input_XI, weight_OI, gradient_XO = (one.double() for one in (input_XI, weight_OI, gradient_XO))
     expected = (
         input_XI @ weight_OI.T,
         gradient_XO @ weight_OI,
         torch.einsum("...o,...i->oi", gradient_XO, input_XI),
     )
+    expected = (*expected, weight_OI + expected[2])
     for found, exact in zip(ours, expected, strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5 * inputs**0.5)
