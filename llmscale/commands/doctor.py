@@ -158,7 +158,18 @@ def torch_rows() -> Iterator[Row]:
         yield True, "gpu", "none: ranks compute on the CPU"
         yield torch.distributed.is_gloo_available(), "collectives", "gloo"
     yield True, "threads", f"{torch.get_num_threads()} here; cluster.threads sets them for each rank"
+    yield from products()
     yield from extensions()
+
+
+def products() -> Iterator[Row]:
+    """Who computes the matrix products of linear layers on CPUs."""
+    from llmscale_kernels import matmul  # noqa: PLC0415 -- loads torch
+
+    maker = matmul.processor_vendor() or "a maker that is not known"
+    path = "oneDNN, quicker than MKL" if matmul.onednn_is_quicker() else "torch's own choice"
+    yield True, "float32 products", f"{path} (processor of {maker})"
+    yield matmul.has_onednn(), "packed weights", "while texts are written" if matmul.has_onednn() else "none"
 
 
 def extensions() -> Iterator[Row]:
