@@ -5,7 +5,6 @@ Shapes: S tokens of a row, B rows, L documents of the fullest row, V vocabulary.
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +21,11 @@ from llmscale.objectives.pairs import group_count, pair_places
 from llmscale.objectives.prefer import Preference
 from llmscale.objectives.prefer_unpaired import UnpairedPreference
 from llmscale.objectives.reward import ComparedReward, OutcomeReward
+from tests.objectives.logits_model import logits_model
 
 VOCABULARY, LENGTH = 11, 24
 PROMPT = 2
-MODEL: Any = SimpleNamespace(
-    true_vocabulary_size=VOCABULARY,
-    world=SimpleNamespace(coordinates=SimpleNamespace(tensor=0), tensor_group=None),
-)
+MODEL = logits_model(VOCABULARY)
 """What the objectives ask of a model."""
 
 

@@ -6,7 +6,6 @@ Shapes: S tokens, B rows, N answers, V vocabulary.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +17,13 @@ from llmscale.data.batch import Batch
 from llmscale.data.row import Row, batch_of, empty_row
 from llmscale.objectives.policy import Policy
 from llmscale.objectives.rl.told import token_figures
+from tests.objectives.logits_model import logits_model
 from tests.objectives.rl import trl_internals
 from tests.objectives.rl.samples import N, S, Samples, samples
 
 VOCABULARY = 11
 LONGEST = 9
-MODEL: Any = SimpleNamespace(
-    true_vocabulary_size=VOCABULARY,
-    world=SimpleNamespace(coordinates=SimpleNamespace(tensor=0), tensor_group=None),
-)
+MODEL = logits_model(VOCABULARY)
 """What the objectives ask of a model."""
 
 
