@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 PYTEST_OPTIONS ?=
 DEMO_MINUTES ?= 2
 BENCH_OPTIONS ?=
@@ -14,7 +15,7 @@ BENCH_OPTIONS ?=
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-install: $(INSTALLED)  ## make .venv with everything in it, DeepSpeed's C++ operations compiled
+install: $(KERNELS)  ## make .venv with everything in it, C++ operations compiled
 
 # Left alone while pyproject.toml and constraints.txt stay as they are: a second `make install` does nothing.
 # torch goes first and by itself, so that pip takes a CPU wheel where the machine offers one.
@@ -31,6 +32,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet torch -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[data,wandb,report,ray,dev]' -c constraints.txt
 	$(BIN)/python -m llmscale.run.build_ops
+	@touch $@
+
+$(KERNELS): $(INSTALLED) $(wildcard kernels/llmscale_kernels/cpu/*)
+	$(BIN)/python -m llmscale_kernels.cpu.build
 	@touch $@
 
 demo: install  ## the whole path on real text, in minutes: tokenizer, corpus, training, resume, sample, report

@@ -5,6 +5,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmscale_kernels.cpu.library import LANES, compiled, library_for, type_and_threads
+
+ROWS_OF_A_PART = 64
+"""Of which a part of the weight's gradient is the sum: fixed, so that it does not depend on threads."""
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -19,6 +25,8 @@ def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """
     if hidden.is_cuda:
         return F.rms_norm(hidden, (hidden.shape[-1],), weight, epsilon)
+    if hidden.shape[-1] % LANES == 0 and hidden.dtype == weight.dtype and library_for(hidden) is not None:
+        return _CompiledRMSNorm.apply(hidden, weight, epsilon)  # pyright: ignore[reportReturnType]
     return _RMSNorm.apply(hidden, weight, epsilon)  # pyright: ignore[reportReturnType]
 
 
@@ -30,6 +38,33 @@ def rms_norm_reference(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """`(hidden - mean) / sqrt(variance + epsilon) * weight + bias` (arXiv:1607.06450); shapes as above."""
     return F.layer_norm(hidden, (hidden.shape[-1],), weight, bias, epsilon)
+
+
+class _CompiledRMSNorm(torch.autograd.Function):
+    """cpu/norm.cpp: one pass over memory each way."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        hidden, weight = hidden.contiguous(), weight.contiguous()
+        output, size = torch.empty_like(hidden), hidden.shape[-1]
+        scales = torch.empty(hidden.numel() // size)
+        library = compiled(hidden)
+        pointers = (hidden.data_ptr(), weight.data_ptr(), output.data_ptr(), scales.data_ptr())
+        library.rms_norm_forward(*pointers, len(scales), size, epsilon, *type_and_threads(hidden))
+        ctx.save_for_backward(hidden, weight, scales)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, scales = ctx.saved_tensors
+        gradient, size = gradients[0].contiguous(), hidden.shape[-1]
+        parts = -(-len(scales) // ROWS_OF_A_PART)
+        hidden_gradient, weight_gradients = torch.empty_like(hidden), torch.zeros(parts, size)
+        tensors = (hidden, weight, scales, gradient, hidden_gradient, weight_gradients)
+        pointers = (tensor.data_ptr() for tensor in tensors)
+        compiled(hidden).rms_norm_backward(*pointers, len(scales), size, parts, *type_and_threads(hidden))
+        return hidden_gradient, weight_gradients.sum(0).to(weight.dtype), None
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -23,7 +23,7 @@ class Caches:
 
     def __init__(self, caches: Sequence[KeyValueCache], chunk: LanguageModel) -> None:
         self._caches = caches
-        self._device, self._dtype = chunk.world.device, chunk.config.params_dtype
+        self._device = chunk.world.device
         self._first, self._window = chunk.first_position, chunk.model_section.sliding_window
 
     def begin(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
@@ -32,15 +32,9 @@ class Caches:
 
     def step(self, positions_B: Tensor, longest: int) -> None:
         """What comes is one token for each row, at these positions; `longest` is the last of them."""
-        places_B1 = positions_B[:, None] + self._first
-        places_T = torch.arange(self._first + longest + 1, device=self._device)
-        unseen_BT = places_T > places_B1
-        if self._window is not None:
-            unseen_BT |= (places_T <= places_B1 - self._window) & (places_T >= self._first)
-        seen_BT = torch.zeros(unseen_BT.shape, dtype=self._dtype, device=self._device)
-        seen_BT.masked_fill_(unseen_BT, float("-inf"))
         rows_B = torch.arange(len(positions_B), device=self._device)
-        self._expect(NextTokens(rows_B, places_B1[:, 0], len(places_T), seen_BT[:, None, None]))
+        places_B, in_use = positions_B + self._first, self._first + longest + 1
+        self._expect(NextTokens(rows_B, places_B, self._first, self._window, in_use))
 
     def move(self, rows: Sequence[int], targets: Sequence[int]) -> None:
         if rows:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from llmscale_kernels import attention
 from llmscale_kernels.rotary import rotate, split_and_rotate
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -121,6 +122,11 @@ class SelfAttention(MegatronModule):
     def _attend_documents(
         self, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, prefix: Prefix | None
     ) -> Tensor:
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if prefix is None and not dropout and attention.fits(query):
+            sequence, rows = query.shape[:2]
+            lengths = ((sequence,),) * rows if documents is None else documents.lengths
+            return attention.attention(query, key, value, lengths, self.sliding_window).flatten(2)
         attend = partial(self._attend, prefix=prefix)
         return attend(query, key, value) if documents is None else documents.attend(query, key, value, attend)
 

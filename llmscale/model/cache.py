@@ -6,10 +6,12 @@ Shapes: S tokens of a prompt, R prompts, B rows, N heads, K key-value heads, T p
 P tokens of a prefix.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from llmscale_kernels import decode
 from torch import Tensor
 
 
@@ -30,11 +32,22 @@ class NextTokens:
     rows_B: Tensor
     """0, 1, 2, …"""
     places_B: Tensor
-    """Where it belongs."""
+    """Where it belongs, int64."""
+    prefix: int
+    """Places of the learned prefix."""
+    window: int | None
+    """How many of the others it sees, the own one included."""
     longest: int
     """Places that are in use, of the longest of them."""
-    seen_B11T: Tensor
-    """0 where a row's token sees a place, else -inf; of the model's type."""
+
+    @functools.cached_property
+    def seen_B1T(self) -> Tensor:
+        """Whether a row's token sees a place."""
+        places_T = torch.arange(self.longest, device=self.places_B.device)
+        seen_BT = places_T <= self.places_B[:, None]
+        if self.window is not None:
+            seen_BT &= (places_T > self.places_B[:, None] - self.window) | (places_T < self.prefix)
+        return seen_BT[:, None]
 
 
 class KeyValueCache:
@@ -66,17 +79,21 @@ class KeyValueCache:
     def attend(self, query_1BND: Tensor, key_1BKD: Tensor, value_1BKD: Tensor, coming: NextTokens) -> Tensor:
         """Keep the keys and values of the tokens that come, and attend to all that each sees:
         [1, B, N × D]."""
-        rows, kv_heads, head_size = key_1BKD.shape[1:]
         self.keys_BKTD[coming.rows_B, :, coming.places_B] = key_1BKD[0]
         self.values_BKTD[coming.rows_B, :, coming.places_B] = value_1BKD[0]
-        # Heads that share keys stand in a row as if they were a sequence, so that nothing is repeated.
-        attended_BKGD = F.scaled_dot_product_attention(
-            query_1BND.reshape(rows, kv_heads, -1, head_size),
-            self.keys_BKTD[:rows, :, : coming.longest],
-            self.values_BKTD[:rows, :, : coming.longest],
-            attn_mask=coming.seen_B11T,
-        )
-        return attended_BKGD.reshape(1, rows, -1)
+        if decode.fits(query_1BND[0], self.keys_BKTD):
+            caches = (self.keys_BKTD, self.values_BKTD)
+            attended = decode.decode(query_1BND[0], *caches, coming.places_B, coming.prefix, coming.window)
+        else:
+            rows, kv_heads, head_size = key_1BKD.shape[1:]
+            # Heads that share keys stand in a row as if they were a sequence, so that nothing is repeated.
+            attended = F.scaled_dot_product_attention(
+                query_1BND.reshape(rows, kv_heads, -1, head_size),
+                self.keys_BKTD[:rows, :, : coming.longest],
+                self.values_BKTD[:rows, :, : coming.longest],
+                attn_mask=coming.seen_B1T[:, None],
+            )
+        return attended.reshape(1, len(coming.rows_B), -1)
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Rows `sources` take the places of `targets`."""

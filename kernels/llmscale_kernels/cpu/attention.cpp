@@ -1,0 +1,284 @@
+// Causal attention of packed documents, forward and backward, in blocks (FlashAttention-2, arXiv:2307.08691):
+// scores are never in memory as a whole. Everything is computed in float32.
+//
+// A task is one document and one head (backward: one key-value head with all query heads that share it), so
+// results do not depend on the number of threads, nor on what else lies in the row.
+
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+#include "vector.h"
+
+using namespace llmscale;
+
+extern "C" {
+
+struct AttentionCall {
+  const void *query, *key, *value;
+  void* output;
+  float* log_sums;  // [rows, heads, positions]
+  const void* output_gradient;
+  void *query_gradient, *key_gradient, *value_gradient;
+  Strides of_query, of_key, of_value, of_output, of_output_gradient;
+  Strides of_query_gradient, of_key_gradient, of_value_gradient;
+  const int64_t* documents;  // [documents, 3]: row, first position, length
+  int64_t number_of_documents, positions, heads, key_value_heads, head_size;
+  int64_t window;  // of positions that are seen, the own one included; 0: all
+  float scale;
+  int32_t is_bfloat16, threads;
+};
+}
+
+namespace {
+
+constexpr int64_t BLOCK = 64;
+
+int64_t up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
+
+// Memory of one thread, handed out from the front.
+class Scratch {
+ public:
+  void reserve(size_t floats) {
+    if (memory_.size() < floats + 64) memory_.resize(floats + 64);
+    taken_ = (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) / sizeof(float) % 16;
+  }
+  float* take(size_t floats) {
+    float* begin = memory_.data() + taken_;
+    taken_ += up(floats, 16);
+    return begin;
+  }
+
+ private:
+  std::vector<float> memory_;
+  size_t taken_ = 0;
+};
+
+thread_local Scratch scratch;
+
+// What one document and head have of a tensor, as float32 [length to a multiple of BLOCK, size]; 0 beyond.
+template <typename T>
+void load_rows(const T* from, int64_t stride, int64_t length, int64_t size, float scale, float* to) {
+  for (int64_t s = 0; s < length; ++s)
+    for (int64_t d = 0; d < size; d += LANES) store(to + s * size + d, load(from + s * stride + d) * scale);
+  const int64_t missing = up(length, BLOCK) - length;
+  std::memset(to + length * size, 0, missing * size * sizeof(float));
+}
+
+template <typename T>
+void store_rows(const float* from, int64_t length, int64_t size, float scale, T* to, int64_t stride) {
+  for (int64_t s = 0; s < length; ++s)
+    for (int64_t d = 0; d < size; d += LANES) store(to + s * stride + d, load(from + s * size + d) * scale);
+}
+
+// [length, size] as blocks [size, BLOCK], one after the other.
+void transpose_blocks(const float* from, int64_t length, int64_t size, float* to) {
+  for (int64_t block = 0; block < length; block += BLOCK, to += size * BLOCK)
+    for (int64_t s = 0; s < BLOCK; ++s)
+      for (int64_t d = 0; d < size; ++d) to[d * BLOCK + s] = from[(block + s) * size + d];
+}
+
+// The keys of a block that a query sees: [first, end), counted in the block.
+struct Seen {
+  int64_t first, end;
+};
+
+Seen seen(int64_t query, int64_t block, int64_t window) {
+  const int64_t first = window && query - window + 1 > block ? query - window + 1 - block : 0;
+  const int64_t end = query + 1 - block < BLOCK ? query + 1 - block : BLOCK;
+  return {first < BLOCK ? first : BLOCK, end > 0 ? end : 0};
+}
+
+void hide(float* scores, Seen seen) {
+  for (int64_t k = 0; k < seen.first; ++k) scores[k] = -INFINITY;
+  for (int64_t k = seen.end; k < BLOCK; ++k) scores[k] = -INFINITY;
+}
+
+int64_t first_block(int64_t query, int64_t window) {
+  return window && query >= window ? (query - window + 1) / BLOCK * BLOCK : 0;
+}
+
+template <typename T>
+T* place(const void* tensor, const Strides& of, int64_t position, int64_t row, int64_t head) {
+  return (T*)tensor + position * of.position + row * of.row + head * of.head;
+}
+
+// Weights of one block of keys from its scores, in place; what was summed before is scaled down to the new
+// largest score.
+void weigh(float* scores, int64_t size, float& largest_score, float& total, float* output) {
+  Vector most = load(scores);
+  for (int64_t k = LANES; k < BLOCK; k += LANES) most = larger(most, load(scores + k));
+  const float now = std::fmax(largest_score, largest(most));
+  Vector added{};
+  for (int64_t k = 0; k < BLOCK; k += LANES) {
+    const Vector weights = exponential(load(scores + k) - now);
+    store(scores + k, weights);
+    added += weights;
+  }
+  if (now != largest_score) {
+    const float shrink = std::exp(largest_score - now);
+    for (int64_t d = 0; d < size; d += LANES) store(output + d, load(output + d) * shrink);
+    total *= shrink;
+    largest_score = now;
+  }
+  total += sum(added);
+}
+
+template <typename T>
+void forward_task(const AttentionCall& call, const int64_t* document, int64_t head) {
+  const int64_t row = document[0], start = document[1], length = document[2], size = call.head_size;
+  const int64_t padded = up(length, BLOCK), shared = head / (call.heads / call.key_value_heads);
+  scratch.reserve(4 * padded * size + BLOCK * (BLOCK + size) + 64);
+  float* query = scratch.take(padded * size);
+  float* key = scratch.take(padded * size);
+  float* key_blocks = scratch.take(padded * size);
+  float* value = scratch.take(padded * size);
+  float* scores = scratch.take(BLOCK * BLOCK);
+  float* output = scratch.take(BLOCK * size);
+  load_rows(place<T>(call.query, call.of_query, start, row, head), call.of_query.position, length, size,
+            call.scale, query);
+  load_rows(place<T>(call.key, call.of_key, start, row, shared), call.of_key.position, length, size, 1, key);
+  load_rows(place<T>(call.value, call.of_value, start, row, shared), call.of_value.position, length, size, 1,
+            value);
+  transpose_blocks(key, length, size, key_blocks);
+  float* log_sums = call.log_sums + (row * call.heads + head) * call.positions + start;
+  for (int64_t i = 0; i < length; i += BLOCK) {
+    const int64_t queries = length - i < BLOCK ? length - i : BLOCK, rows = up(queries, TILE_ROWS);
+    float largest_score[BLOCK], total[BLOCK];
+    for (int64_t r = 0; r < BLOCK; ++r) largest_score[r] = -INFINITY, total[r] = 0;
+    std::memset(output, 0, BLOCK * size * sizeof(float));
+    for (int64_t j = first_block(i, call.window); j < i + queries; j += BLOCK) {
+      multiply(rows, BLOCK, size, query + i * size, size, 1, key_blocks + j * size, BLOCK, scores, BLOCK, false);
+      for (int64_t r = 0; r < queries; ++r) {
+        const Seen keys = seen(i + r, j, call.window);
+        if (keys.first >= keys.end) {
+          std::memset(scores + r * BLOCK, 0, BLOCK * sizeof(float));
+          continue;
+        }
+        hide(scores + r * BLOCK, keys);
+        weigh(scores + r * BLOCK, size, largest_score[r], total[r], output + r * size);
+      }
+      multiply(rows, size, BLOCK, scores, BLOCK, 1, value + j * size, size, output, size, true);
+    }
+    for (int64_t r = 0; r < queries; ++r) {
+      store_rows(output + r * size, 1, size, 1 / total[r],
+                 place<T>(call.output, call.of_output, start + i + r, row, head), 0);
+      log_sums[i + r] = largest_score[r] + std::log(total[r]);
+    }
+  }
+}
+
+// What one query head adds to the gradients of the keys and values that it reads.
+struct Backward {
+  int64_t length, size, window;
+  const float *key, *key_blocks, *value_blocks;
+  float *key_gradient, *value_gradient;
+};
+
+// Weights and the gradient of scores of one block, from scores and the gradient of weights, in place.
+void differentiate(const Backward& of, int64_t i, int64_t queries, int64_t j, const float* log_sums,
+                   const float* inner, float* weights, float* slopes) {
+  for (int64_t r = 0; r < queries; ++r) {
+    float *weight = weights + r * BLOCK, *slope = slopes + r * BLOCK;
+    hide(weight, seen(i + r, j, of.window));
+    for (int64_t k = 0; k < BLOCK; k += LANES) {
+      const Vector probability = exponential(load(weight + k) - log_sums[i + r]);
+      store(weight + k, probability);
+      store(slope + k, probability * (load(slope + k) - inner[i + r]));
+    }
+  }
+  const int64_t rows = up(queries, TILE_ROWS) - queries;
+  std::memset(weights + queries * BLOCK, 0, rows * BLOCK * sizeof(float));
+  std::memset(slopes + queries * BLOCK, 0, rows * BLOCK * sizeof(float));
+}
+
+void backward_head(const Backward& of, const float* query, const float* output_gradient,
+                   const float* log_sums, const float* inner, float* query_gradient, float* weights,
+                   float* slopes) {
+  const int64_t size = of.size;
+  for (int64_t i = 0; i < of.length; i += BLOCK) {
+    const int64_t queries = of.length - i < BLOCK ? of.length - i : BLOCK, rows = up(queries, TILE_ROWS);
+    for (int64_t j = first_block(i, of.window); j < i + queries; j += BLOCK) {
+      multiply(rows, BLOCK, size, query + i * size, size, 1, of.key_blocks + j * size, BLOCK, weights, BLOCK,
+               false);
+      multiply(rows, BLOCK, size, output_gradient + i * size, size, 1, of.value_blocks + j * size, BLOCK, slopes,
+               BLOCK, false);
+      differentiate(of, i, queries, j, log_sums, inner, weights, slopes);
+      multiply(BLOCK, size, rows, weights, 1, BLOCK, output_gradient + i * size, size,
+               of.value_gradient + j * size, size, true);
+      multiply(BLOCK, size, rows, slopes, 1, BLOCK, query + i * size, size, of.key_gradient + j * size, size,
+               true);
+      multiply(rows, size, BLOCK, slopes, BLOCK, 1, of.key + j * size, size, query_gradient + i * size, size,
+               true);
+    }
+  }
+}
+
+template <typename T>
+void backward_task(const AttentionCall& call, const int64_t* document, int64_t shared) {
+  const int64_t row = document[0], start = document[1], length = document[2], size = call.head_size;
+  const int64_t padded = up(length, BLOCK), group = call.heads / call.key_value_heads;
+  const size_t whole = padded * size;
+  scratch.reserve(9 * whole + padded + 2 * BLOCK * BLOCK + 64);
+  float *key = scratch.take(whole), *key_blocks = scratch.take(whole), *value_blocks = scratch.take(whole);
+  float *key_gradient = scratch.take(whole), *value_gradient = scratch.take(whole);
+  float *query = scratch.take(whole), *query_gradient = scratch.take(whole);
+  float *output_gradient = scratch.take(whole), *output = scratch.take(whole), *inner = scratch.take(padded);
+  float *weights = scratch.take(BLOCK * BLOCK), *slopes = scratch.take(BLOCK * BLOCK);
+  load_rows(place<T>(call.value, call.of_value, start, row, shared), call.of_value.position, length, size, 1, key);
+  transpose_blocks(key, length, size, value_blocks);
+  load_rows(place<T>(call.key, call.of_key, start, row, shared), call.of_key.position, length, size, 1, key);
+  transpose_blocks(key, length, size, key_blocks);
+  std::memset(key_gradient, 0, whole * sizeof(float));
+  std::memset(value_gradient, 0, whole * sizeof(float));
+  const Backward of{length, size, call.window, key, key_blocks, value_blocks, key_gradient, value_gradient};
+  for (int64_t head = shared * group; head < (shared + 1) * group; ++head) {
+    load_rows(place<T>(call.query, call.of_query, start, row, head), call.of_query.position, length, size,
+              call.scale, query);
+    load_rows(place<T>(call.output, call.of_output, start, row, head), call.of_output.position, length, size, 1,
+              output);
+    load_rows(place<T>(call.output_gradient, call.of_output_gradient, start, row, head),
+              call.of_output_gradient.position, length, size, 1, output_gradient);
+    std::memset(query_gradient, 0, whole * sizeof(float));
+    for (int64_t s = 0; s < length; ++s) {
+      Vector total{};
+      for (int64_t d = 0; d < size; d += LANES)
+        total += load(output + s * size + d) * load(output_gradient + s * size + d);
+      inner[s] = sum(total);
+    }
+    backward_head(of, query, output_gradient, call.log_sums + (row * call.heads + head) * call.positions + start,
+                  inner, query_gradient, weights, slopes);
+    store_rows(query_gradient, length, size, call.scale,
+               place<T>(call.query_gradient, call.of_query_gradient, start, row, head),
+               call.of_query_gradient.position);
+  }
+  store_rows(key_gradient, length, size, 1, place<T>(call.key_gradient, call.of_key_gradient, start, row, shared),
+             call.of_key_gradient.position);
+  store_rows(value_gradient, length, size, 1,
+             place<T>(call.value_gradient, call.of_value_gradient, start, row, shared),
+             call.of_value_gradient.position);
+}
+
+}  // namespace
+
+extern "C" void attention_forward(const AttentionCall* call) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(call->threads)
+  for (int64_t task = 0; task < call->number_of_documents * call->heads; ++task) {
+    const int64_t* document = call->documents + 3 * (task / call->heads);
+    if (call->is_bfloat16)
+      forward_task<bfloat16>(*call, document, task % call->heads);
+    else
+      forward_task<float>(*call, document, task % call->heads);
+  }
+}
+
+extern "C" void attention_backward(const AttentionCall* call) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(call->threads)
+  for (int64_t task = 0; task < call->number_of_documents * call->key_value_heads; ++task) {
+    const int64_t* document = call->documents + 3 * (task / call->key_value_heads);
+    if (call->is_bfloat16)
+      backward_task<bfloat16>(*call, document, task % call->key_value_heads);
+    else
+      backward_task<float>(*call, document, task % call->key_value_heads);
+  }
+}

@@ -1,0 +1,95 @@
+"""The library of C++ kernels that this processor runs, if it has been built."""
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmscale_kernels.cpu import build
+
+SIGNATURES = {
+    "attention_forward": "p",
+    "attention_backward": "p",
+    "cross_entropy_forward": "ppppnnnii",
+    "cross_entropy_backward": "ppppnnnii",
+    "decode": "p",
+    "rms_norm_forward": "ppppnnfii",
+    "rms_norm_backward": "ppppppnnnii",
+    "rotary": "p",
+    "swiglu_forward": "ppnnii",
+    "swiglu_backward": "pppnnii",
+}
+"""What the functions take: p a pointer, n an int64_t, i an int32_t, f a float."""
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
+
+
+class Strides(ctypes.Structure):
+    """Of a tensor [position, row, head, size], in elements: the struct of vector.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("position", "row", "head")]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which library, or none, and why."""
+
+    library: Path | None
+    reason: str
+
+
+LANES = 16
+"""Rows of tensors come in multiples of it."""
+
+
+def compiled(tensor: Tensor) -> ctypes.CDLL:
+    """The kernels, where `library_for` has said that there are some."""
+    library = library_for(tensor)
+    assert library is not None
+    return library
+
+
+def library_for(tensor: Tensor) -> ctypes.CDLL | None:
+    """The kernels, for a tensor that they can work on: on a CPU, in float32 or bfloat16."""
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return loaded()
+
+
+@functools.cache
+def loaded() -> ctypes.CDLL | None:
+    path = choice().library
+    if path is None:
+        return None
+    library = ctypes.CDLL(str(path))
+    for name, signature in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = [_TYPES[letter] for letter in signature], None
+    return library
+
+
+def type_and_threads(tensor: Tensor) -> tuple[int, int]:
+    """What most functions end with."""
+    return int(tensor.dtype == torch.bfloat16), torch.get_num_threads()
+
+
+def choice() -> Choice:
+    """What `loaded` takes."""
+    flags = _processor_flags()
+    level = next((level for level, wanted in build.LEVELS.items() if flags.issuperset(wanted.split())), None)
+    if level is None:
+        return Choice(None, "this processor has no AVX2, for which they are written")
+    library = build.folder() / f"{level}.so"
+    if not library.exists():
+        return Choice(None, "they are not built: python -m llmscale_kernels.cpu.build")
+    return Choice(library, f"C++ for {level}")
+
+
+def _processor_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())

@@ -1,0 +1,151 @@
+// Vectors of floats and what is done with them, in the compiler's own vector types: the same source is
+// compiled for each kind of processor (see build.py).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+// The body for the type of the tensors: T is float or bfloat16 in it.
+#define FOR_TYPE(is_bfloat16, ...)     \
+  if (is_bfloat16) {                   \
+    using T = llmscale::bfloat16;      \
+    __VA_ARGS__                        \
+  } else {                             \
+    using T = float;                   \
+    __VA_ARGS__                        \
+  }
+
+namespace llmscale {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+constexpr int TILE_ROWS = 4;
+
+// Of a tensor [position, row, head, size], in elements; the last dimension is contiguous.
+struct Strides {
+  int64_t position, row, head;
+};
+
+typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline Vector load(const float* from) {
+  Vector vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+inline Vector load(const bfloat16* from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (Vector)(__builtin_convertvector(halves, Integers) << 16);
+}
+
+inline void store(float* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
+
+// To the nearest, ties to even, as torch rounds. Not a number stays none.
+inline void store(bfloat16* to, Vector vector) {
+  Integers bits = (Integers)vector;
+  Integers rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = vector == vector ? rounded : (bits >> 16) | 0x40;
+  Halves halves = __builtin_convertvector(rounded, Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+// The first `count` elements, of which there may be less than a vector; `beyond` in the other lanes.
+template <typename T>
+inline Vector load_part(const T* from, int64_t count, float beyond) {
+  if (count >= LANES) return load(from);
+  T held[LANES] = {};
+  std::memcpy(held, from, count * sizeof(T));
+  Vector vector = load(held);
+  for (int64_t lane = count; lane < LANES; ++lane) vector[lane] = beyond;
+  return vector;
+}
+
+template <typename T>
+inline void store_part(T* to, int64_t count, Vector vector) {
+  if (count >= LANES) return store(to, vector);
+  T held[LANES];
+  store(held, vector);
+  std::memcpy(to, held, count * sizeof(T));
+}
+
+inline float sum(Vector vector) {
+  float total = 0;
+  for (int lane = 0; lane < LANES; ++lane) total += vector[lane];
+  return total;
+}
+
+inline float largest(Vector vector) {
+  float found = vector[0];
+  for (int lane = 1; lane < LANES; ++lane) found = vector[lane] > found ? vector[lane] : found;
+  return found;
+}
+
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// e^x to 2 units in the last place; 0 below -87, where a float has no more. Not for x above 88. What is not a
+// number stays none.
+inline Vector exponential(Vector x) {
+  const float shift = 12582912.0f;  // 1.5 · 2^23: what is added to it is rounded to an integer
+  Vector kept = x < -87.0f ? Vector{} - 87.0f : x;
+  Vector shifted = kept * 1.44269504f + shift;
+  Vector whole = shifted - shift;
+  Vector rest = kept - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Vector power = Vector{} + 1.0f / 5040;
+  power = power * rest + 1.0f / 720;
+  power = power * rest + 1.0f / 120;
+  power = power * rest + 1.0f / 24;
+  power = power * rest + 1.0f / 6;
+  power = power * rest + 0.5f;
+  power = power * rest + 1.0f;
+  power = power * rest + 1.0f;
+  Integers exponent = ((Integers)shifted << 23) + 0x3f800000;
+  Vector result = power * (Vector)exponent;
+  return x < -87.0f ? Vector{} : result;
+}
+
+// C[rows, columns] (+)= A[rows, inner] · B[inner, columns], for ROWS rows and VECTORS vectors of columns.
+template <int ROWS, int VECTORS>
+inline void multiply_tile(int64_t inner, const float* a, int64_t a_row, int64_t a_inner, const float* b,
+                          int64_t b_inner, float* c, int64_t c_row, bool onto) {
+  Vector total[ROWS][VECTORS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECTORS; ++v) total[r][v] = onto ? load(c + r * c_row + v * LANES) : Vector{};
+  for (int64_t k = 0; k < inner; ++k) {
+    Vector right[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) right[v] = load(b + k * b_inner + v * LANES);
+    for (int r = 0; r < ROWS; ++r) {
+      const float left = a[r * a_row + k * a_inner];
+      for (int v = 0; v < VECTORS; ++v) total[r][v] += left * right[v];
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * LANES, total[r][v]);
+}
+
+// As above, of any multiples: `rows` of TILE_ROWS, `columns` of 16.
+inline void multiply(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_row,
+                     int64_t a_inner, const float* b, int64_t b_inner, float* c, int64_t c_row, bool onto) {
+  constexpr int VECTORS = LANES == 16 ? 4 : 2;
+  int64_t first = 0;
+  for (; first + VECTORS * LANES <= columns; first += VECTORS * LANES)
+    for (int64_t row = 0; row < rows; row += TILE_ROWS)
+      multiply_tile<TILE_ROWS, VECTORS>(inner, a + row * a_row, a_row, a_inner, b + first, b_inner,
+                                        c + row * c_row + first, c_row, onto);
+  for (; first < columns; first += LANES)
+    for (int64_t row = 0; row < rows; row += TILE_ROWS)
+      multiply_tile<TILE_ROWS, 1>(inner, a + row * a_row, a_row, a_inner, b + first, b_inner,
+                                  c + row * c_row + first, c_row, onto);
+}
+
+}  // namespace llmscale

@@ -1,0 +1,193 @@
+"""The C++ kernels: built, chosen by processor, equal to the formulas; torch computes where there are none."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from llmscale_kernels import cross_entropy as cross_entropy_module
+from llmscale_kernels import norm, rotary, swiglu
+from llmscale_kernels.cpu import build, library
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 3e-2}
+
+
+def angles(positions: int, size: int, rows: int = 1) -> tuple[Tensor, Tensor]:
+    angle = torch.randn(positions, rows, size // 2, dtype=torch.float64).repeat(1, 1, 2)
+    return angle.cos(), angle.sin()
+
+
+COSINE, SINE = angles(9, 64)
+
+OPERATIONS = {
+    "rms_norm": (
+        lambda x, w: norm.rms_norm(x, w, 1e-5),
+        lambda x, w: norm.rms_norm_reference(x, w, 1e-5),
+        [(150, 2, 48), (48,)],
+        "_CompiledRMSNormBackward",
+    ),
+    "swiglu": (swiglu.swiglu, swiglu.swiglu_reference, [(70, 3, 96)], "_CompiledSwiGLUBackward"),
+    "rotate": (
+        lambda x: rotary.rotate(x, COSINE.to(x), SINE.to(x)),
+        lambda x: rotary.rotate_reference(x, COSINE.to(x), SINE.to(x)),
+        [(9, 2, 3, 64)],
+        "_RotateBackward",
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_equals_the_formula_in_float64(name: str, dtype: torch.dtype) -> None:
+    operation, reference, shapes, way = OPERATIONS[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    output, expected = operation(*inputs), reference(*wide)
+    assert type(output.grad_fn).__name__ == way
+    weights = torch.randn_like(output)
+    ours = torch.autograd.grad(output, inputs, weights)
+    theirs = torch.autograd.grad(expected, wide, weights.double())
+    for a, b in zip((output, *ours), (expected, *theirs), strict=True):
+        assert a.dtype == dtype
+        largest = max(1.0, float(b.detach().abs().max()))
+        torch.testing.assert_close(a.double() / largest, b / largest, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_queries_and_keys_are_turned_and_values_are_not(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    cosine, sine = (x.to(dtype) for x in angles(7, 32, rows=3))
+    mixed = torch.randn(7, 3, 8, 32).to(dtype).requires_grad_()
+    query, key, value = rotary.split_and_rotate(mixed, 4, 2, cosine, sine)
+    expected = rotary.rotate_reference(mixed.double()[:, :, :6], cosine.double(), sine.double())
+    torch.testing.assert_close(torch.cat((query, key), dim=2).double(), expected, **tolerance(dtype))
+    assert torch.equal(value, mixed[:, :, 6:])
+    weights = torch.randn_like(expected)
+    (turned_back,) = torch.autograd.grad((query, key), mixed, weights.to(dtype).split([4, 2], dim=2))
+    wanted = rotary.rotate_reference(weights.to(dtype).double(), cosine.double(), -sine.double())
+    torch.testing.assert_close(turned_back[:, :, :6].double(), wanted, **tolerance(dtype))
+    assert not turned_back[:, :, 6:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("columns", "width"), [(96, 96), (37, 37), (61, 64), (5, 8), (0, 16)])
+def test_cross_entropy_of_a_part_of_the_vocabulary(dtype: torch.dtype, columns: int, width: int) -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(70, width)).to(dtype)
+    labels = torch.randint(-20, 120, (70,))
+    mine = (labels >= 0) & (labels < columns)
+    log_sums, label_logits = cross_entropy_module._sums(logits, labels, columns)
+    wide = logits.double()[:, :columns]
+    torch.testing.assert_close(log_sums.double(), torch.logsumexp(wide, 1), rtol=1e-6, atol=1e-6)
+    picked = wide[torch.arange(70)[mine], labels[mine]]
+    assert torch.equal(label_logits[mine].double(), picked)
+    assert not label_logits[~mine].any()
+    gradient, elsewhere = torch.randn(70), log_sums.clamp_min(0) + 0.5
+    expected = torch.zeros(70, width, dtype=torch.float64)
+    expected[:, :columns] = (wide - elsewhere.double()[:, None]).exp()
+    expected[torch.arange(70)[mine], labels[mine]] -= 1
+    expected *= gradient.double()[:, None]
+    cross_entropy_module._compiled("cross_entropy_backward", logits, labels, elsewhere, gradient, columns)
+    torch.testing.assert_close(logits.double(), expected, **tolerance(dtype))
+
+
+def test_cross_entropy_far_from_zero_and_not_a_number() -> None:
+    logits = torch.tensor([[1e4, 0, -1e4], [-1e30, -1e30, -1e30], [0, torch.nan, 1], [-torch.inf, 2, 3]])
+    loss = cross_entropy_module.cross_entropy(logits.clone(), torch.tensor([2, 1, 0, 2]), 0, 3)
+    assert loss[0] == 2e4
+    assert loss[1] == pytest.approx(math.log(3)) or loss[1] == 0  # 1e30 + log 3 is 1e30
+    assert loss[2].isnan()
+    torch.testing.assert_close(loss[3], F.cross_entropy(logits[3:], torch.tensor([2])))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_a_number_stays_none(dtype: torch.dtype) -> None:
+    for operation, _, shapes, _ in OPERATIONS.values():
+        inputs = [torch.randn(shape).to(dtype) for shape in shapes]
+        inputs[0][1] = torch.nan
+        assert operation(*inputs)[1].isnan().all()
+        assert not operation(*inputs)[0].isnan().any()
+
+
+def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
+    torch.manual_seed(0)
+    wide = torch.cat((torch.randn(4000), torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1e-40, -torch.inf, 3e38])))
+    wide = F.pad(wide, (0, -len(wide) % 48)).view(-1, 48)
+    ones = torch.ones(48)
+    scaled = wide.bfloat16()
+    exact = norm.rms_norm(scaled.float(), ones, 1e-5)
+    rounded = norm.rms_norm(scaled, ones.bfloat16(), 1e-5)
+    torch.testing.assert_close(rounded, exact.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
+def test_threads_change_nothing(name: str) -> None:
+    operation, _, shapes, _ = OPERATIONS[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape).requires_grad_() for shape in shapes]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            output = operation(*inputs)
+            found.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_library_of_this_processor_is_built_and_taken() -> None:
+    """The other tests would pass without it."""
+    assert library.choice().library == build.folder() / f"{next(iter(levels()))}.so"
+    assert library.loaded() is not None
+
+
+def levels() -> list[str]:
+    flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].splitlines()[0].split())
+    return [level for level, wanted in build.LEVELS.items() if flags.issuperset(wanted.split())]
+
+
+def test_an_older_processor_takes_the_lower_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_processor_flags", lambda: {"avx2", "bmi2", "f16c", "fma", "sse"})
+    assert library.choice().library == build.folder() / "x86-64-v3.so"
+    monkeypatch.setattr(library, "_processor_flags", lambda: {"sse"})
+    assert library.choice() == library.Choice(None, "this processor has no AVX2, for which they are written")
+
+
+def test_a_library_of_other_sources_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in build.SOURCES.iterdir():
+        if source.suffix in (".cpp", ".h"):
+            (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert library.choice().library is not None
+    with (tmp_path / "norm.cpp").open("a") as source:
+        source.write("// changed\n")
+    assert library.choice().reason == "they are not built: python -m llmscale_kernels.cpu.build"
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "norm.cpp").write_text("int main( {")
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "sources")
+    monkeypatch.setattr(build.sys, "prefix", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"norm\.cpp.* ended with 1:\n(.|\n)*error"):
+        build.build()
+    assert not list(build.folder().iterdir())
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_without_the_library_torch_computes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operation, reference, shapes, _ = OPERATIONS[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape) for shape in shapes]
+    expected = operation(*inputs)
+    for module in (norm, rotary, swiglu):
+        monkeypatch.setattr(module, "library_for", lambda _: None)
+    torch.testing.assert_close(operation(*inputs), expected, rtol=1e-5, atol=1e-5)
