@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmscale.runtime.profiling.kinds import COLLECTIVE, OUTSIDE, Kind, is_allocator
+from llmscale.runtime.profiling.kinds import COLLECTIVE, OUTSIDE, Kind, is_allocator, is_operation
 from llmscale.runtime.profiling.phases import Phase
 from llmscale.runtime.profiling.timeline import Event, Span, Stretch, Timeline, timeline
 
@@ -57,8 +57,8 @@ class Breakdown:
     largest: list[Operation]
     """Those that asked for the most memory."""
     peak_bytes: dict[str, int]
-    """Most that tensors took at any moment of the steps, by device. `cpu`: beyond what was there when the
-    recording began."""
+    """Most that tensors took at any moment of the steps, by device. `cpu`: those made since the recording
+    began."""
 
     @property
     def steps(self) -> str:
@@ -126,21 +126,22 @@ def _spent(line: Timeline, collectives: Sequence[Span]) -> Iterator[_Spent]:
     """Every moment of the steps once."""
     ends = [span.end for span in collectives]
     for stretch in line.stretches:
-        waits = collectives[bisect_right(ends, stretch.start) :] if stretch.span.kind == OUTSIDE else []
-        yield from _cut(stretch, waits)
+        next_wait = bisect_right(ends, stretch.start)
+        if is_operation(stretch.span.name):
+            next_wait = len(collectives)
+        yield from _cut(stretch, collectives, next_wait)
 
 
-def _cut(stretch: Stretch, waits: Sequence[Span]) -> Iterator[_Spent]:
-    """A stretch with what was waited for in it apart; `waits` begin with the first that may be."""
+def _cut(stretch: Stretch, collectives: Sequence[Span], next_wait: int) -> Iterator[_Spent]:
+    """A stretch, with what was waited for in it apart."""
     phase, now = stretch.span.phase, stretch.start
     assert phase is not None
-    for span in waits:
-        if span.start >= stretch.end:
-            break
+    while next_wait < len(collectives) and collectives[next_wait].start < stretch.end:
+        span = collectives[next_wait]
         begins, ends = max(span.start, now), min(span.end, stretch.end)
         yield _Spent((begins - now) * MICROSECOND, phase, stretch.span.kind, stretch.span)
         yield _Spent((ends - begins) * MICROSECOND, phase, "communication", span)
-        now = ends
+        now, next_wait = ends, next_wait + 1
     yield _Spent((stretch.end - now) * MICROSECOND, phase, stretch.span.kind, stretch.span)
 
 

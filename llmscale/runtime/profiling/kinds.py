@@ -87,6 +87,11 @@ def kind_of(name: str, around: Kind | None = None) -> Kind:
     return own if around is None or stays else around
 
 
+def is_operation(name: str) -> bool:
+    """One of torch's, and no mark, no function in Python and no part of autograd's engine, which may wait."""
+    return "::" in name and not name.startswith(("autograd::", "torch::"))
+
+
 def is_allocator(name: str) -> bool:
     return _bare(name) in ALLOCATORS
 
@@ -99,7 +104,7 @@ def _own_kind(name: str) -> Kind:
     function = name.removesuffix("Backward")
     if function in FUNCTIONS:
         return FUNCTIONS[function]
-    if "::" not in name or name.startswith(("autograd::", "torch::")):
+    if not is_operation(name):
         return OUTSIDE
     if ATTENTION.search(name):
         return "attention"

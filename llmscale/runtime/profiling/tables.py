@@ -17,9 +17,9 @@ LARGEST = "Operations that ask for most memory in a step"
 
 
 def shown(found: Breakdown) -> Group:
-    """Everything, for a terminal."""
+    """All tables, for a terminal."""
     parts = {
-        title(found): kind_table(found),
+        f"{title(found)}: milliseconds a step": kind_table(found),
         SLOWEST: slowest_table(found),
         f"{LARGEST}: {peak(found)}": memory_table(found),
     }
@@ -28,14 +28,14 @@ def shown(found: Breakdown) -> Group:
 
 def title(found: Breakdown) -> str:
     where = f"rank {found.rank}" + (f", pipeline stage {found.stage}" if found.stage else "")
-    return f"{found.steps[0].upper()}{found.steps[1:]} of {where}: milliseconds a step"
+    return f"{found.steps[0].upper()}{found.steps[1:]} of {where}"
 
 
 def peak(found: Breakdown) -> str:
     """Most memory at one time, in words."""
     texts = [
         f"{_mebibytes(size)} MiB at most at a time "
-        + ("beyond what was there before" if device == "cpu" else f"on {device}")
+        + ("of what was made since the recording began" if device == "cpu" else f"on {device}")
         for device, size in found.peak_bytes.items()
         if size
     ]

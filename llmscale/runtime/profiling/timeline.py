@@ -66,16 +66,13 @@ class Stretch:
 class Timeline:
     """What happens in recorded steps, in order of its start."""
 
+    steps: list[Span]
     spans: list[Span]
     stretches: list[Stretch]
 
     def add(self, start: float, end: float, span: Span) -> None:
         if end > start and span.phase is not None:
             self.stretches.append(Stretch(start, end, span))
-
-    @property
-    def steps(self) -> list[Span]:
-        return [span for span in self.spans if span.name == STEP]
 
 
 def timeline(events: Sequence[Event]) -> Timeline:
@@ -84,7 +81,7 @@ def timeline(events: Sequence[Event]) -> Timeline:
     Raises:
         ValueError: there is no step among the events.
     """
-    line = Timeline([], [])
+    line = Timeline([], [], [])
     inside: list[Span] = []
     now = 0.0
     for span in [*_of_training(events), None]:
@@ -100,6 +97,8 @@ def timeline(events: Sequence[Event]) -> Timeline:
             inside.append(span)
             if span.phase is not None:
                 line.spans.append(span)
+            if span.name == STEP:
+                line.steps.append(span)
     return line
 
 
