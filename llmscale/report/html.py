@@ -150,7 +150,7 @@ def _profiles(run: RunData, heading: str) -> Iterable[str]:
         yield f"<div class='card'>{_svg(profile_picture(found), [run], WIDE)}</div>"
         yield f"<div class='card'><h3>Milliseconds a step</h3>{_table(*kind_table(found))}</div>"
         yield f"<div class='card'><h3>{SLOWEST}</h3>{_table(*slowest_table(found))}"
-        yield f"<h3>{LARGEST}: {escape(peak(found))}</h3>{_table(*memory_table(found))}</div>"
+        yield f"<h3>{LARGEST}; {escape(peak(found))}</h3>{_table(*memory_table(found))}</div>"
 
 
 def _svg(draw: Draw, runs: Sequence[RunData], size: tuple[float, float]) -> str:

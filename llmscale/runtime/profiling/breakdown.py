@@ -13,7 +13,7 @@ from typing import Any
 
 from llmscale.runtime.profiling.kinds import COLLECTIVE, OUTSIDE, Kind, is_allocator, is_operation
 from llmscale.runtime.profiling.phases import Phase
-from llmscale.runtime.profiling.timeline import Event, Span, Stretch, Timeline, timeline
+from llmscale.runtime.profiling.timeline import SPANS, Event, Span, Stretch, Timeline, timeline
 
 MOST_OPERATIONS = 10
 MICROSECOND = 1e-6
@@ -112,7 +112,7 @@ class _Spent:
 
 def _under_way(events: Sequence[Event]) -> list[Span]:
     """Collectives one after the other: of several at a time the one that began first."""
-    found = [event for event in events if event.get("ph") == "X" and COLLECTIVE.match(event["name"])]
+    found = [event for event in events if event.get("cat") in SPANS and COLLECTIVE.match(event["name"])]
     disjoint: list[Span] = []
     for span in sorted((Span.of(event) for event in found), key=lambda span: span.start):
         if disjoint:

@@ -21,7 +21,7 @@ def shown(found: Breakdown) -> Group:
     parts = {
         f"{title(found)}: milliseconds a step": kind_table(found),
         SLOWEST: slowest_table(found),
-        f"{LARGEST}: {peak(found)}": memory_table(found),
+        f"{LARGEST}; {peak(found)}": memory_table(found),
     }
     return Group(*(part for heading, cells in parts.items() for part in ("", heading, _table(cells))), "")
 
@@ -34,12 +34,12 @@ def title(found: Breakdown) -> str:
 def peak(found: Breakdown) -> str:
     """Most memory at one time, in words."""
     texts = [
-        f"{_mebibytes(size)} MiB at most at a time "
-        + ("of what was made since the recording began" if device == "cpu" else f"on {device}")
+        f"at most {_mebibytes(size)} MiB at a time "
+        + ("of new tensors" if device == "cpu" else f"on {device}")
         for device, size in found.peak_bytes.items()
         if size
     ]
-    return ", ".join(texts) or "none"
+    return ", ".join(texts) or "none is new"
 
 
 def kind_table(found: Breakdown) -> Cells:

@@ -118,7 +118,7 @@ def _shape_text(shape: list[Any]) -> str:
 def _of_training(events: Sequence[Event]) -> list[Span]:
     """In order of their start, the outer ones first. Collectives are in no order with the rest: a thread goes
     on while they are under way."""
-    found = [event for event in events if event.get("ph") == "X" and event.get("cat") in SPANS]
+    found = [event for event in events if event.get("cat") in SPANS]
     main = [event["tid"] for event in found if event["name"] == STEP]
     if not main:
         raise ValueError("the trace has no step")
