@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from torch.profiler import record_function
 
 from llmscale.runtime.describe import describe_event
 from llmscale.runtime.events import read_events
-from llmscale.runtime.hooks import Hooks, RunStart
+from llmscale.runtime.hooks import Hooks, RunStart, StepRecord
 from llmscale.runtime.profiling.breakdown import Breakdown, break_down
 from llmscale.runtime.profiling.files import read_breakdown, read_breakdowns, write_breakdown
 from llmscale.runtime.profiling.hook import ProfileHook
@@ -252,6 +253,20 @@ def test_steps_that_were_recorded_before_are_not_missed(tmp_path: Path) -> None:
     write_breakdown(tmp_path, taken(*TWO_STEPS))
     hook(tmp_path).on_start(RunStart(step=9, steps=20, samples=0, tokens=0, world_size=1, parameters=1))
     assert told(tmp_path) == []
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
+    (tmp_path / "profile").write_text("no folder")
+    phases: list[str] = []
+    one = ProfileHook(tmp_path, (3, 4), 0, 0, [], phases.append)
+    one.on_start(RunStart(step=2, steps=20, samples=0, tokens=0, world_size=1, parameters=1))
+    for step in (3, 4):
+        with record_function("step"):
+            pass
+        one.on_step(StepRecord(step, 0, 0, 1.0, 1.0, 1.0, 1.0, 1.0, None))
+    assert phases == ["saving", "training"]
+    (line,) = told(tmp_path)
+    assert line.startswith("warning: nothing is profiled") and "cannot be written to" in line
 
 
 @pytest.mark.parametrize(("preempted", "lines"), [(True, 0), (False, 1)])

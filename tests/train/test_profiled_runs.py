@@ -81,7 +81,7 @@ def test_it_begins_again_with_a_run_that_goes_on(place: Place) -> None:
     assert place.train("resumed", *SHORT, "train.profile=2:4") == 0
     run = place.run("resumed")
     assert [(one.first, one.last) for one in read_breakdowns(run.folder)] == [(1, 1), (3, 4)]
-    assert place.train("resumed", *SHORT, "train.steps=6", "train.profile=1:2") == 0
+    assert place.train("resumed", *SHORT, "train.steps=6", "train.profile=2") == 0
     (missed,) = run.events("not_profiled")
     assert "the run goes on after step 5" in missed.details["cause"]
 
@@ -103,5 +103,4 @@ def test_zero_3(place: Place) -> None:
     (found,) = read_breakdowns(place.uninterrupted("zero", *SHORT, "train.profile=3", *overrides).folder)
     assert (found.first, found.last) == (3, 3)
     assert_whole(found)
-    for phase in ("forward", "backward", "update"):
-        assert found.seconds[phase]["communication"] > 0  # pyright: ignore[reportArgumentType]
+    assert found.seconds["backward"]["communication"] > 0, "gradients are reduced as they come"

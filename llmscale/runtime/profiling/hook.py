@@ -6,16 +6,17 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from llmscale.control.watchdog import Phase
+from llmscale.runtime.describe import describe_event
 from llmscale.runtime.events import EventLog
 from llmscale.runtime.hooks import Hook, RunStart, StepRecord
 from llmscale.runtime.profiling.breakdown import Breakdown, break_down
-from llmscale.runtime.profiling.files import breakdown_path, trace_path, write_breakdown
+from llmscale.runtime.profiling.files import FOLDER, read_breakdowns, trace_path, write_breakdown
 
 
 class Scheduled(Protocol):
@@ -56,7 +57,6 @@ class ProfileHook(Hook):
         self.stage = stage
         self.models = models
         self.tell = tell
-        self.log = EventLog(run_folder) if rank == 0 else None
         self.began = 0
         """First step that is being recorded; 0: none is."""
         self._profile: profile | None = None
@@ -75,7 +75,7 @@ class ProfileHook(Hook):
 
     def on_end(self, step: int, preempted: bool) -> None:
         if self._profile is not None:
-            self._end(step)
+            self._end(step, "leaving")
         elif step < self.first and not preempted:
             self._say_missing(f"the run ended with step {step}")
 
@@ -89,7 +89,7 @@ class ProfileHook(Hook):
         self._profile = profile(activities=activities, record_shapes=True, profile_memory=True)
         self._profile.start()
 
-    def _end(self, step: int) -> None:
+    def _end(self, step: int, then: Phase = "training") -> None:
         recorded, self._profile = self._profile, None
         assert recorded is not None
         recorded.stop()
@@ -98,12 +98,14 @@ class ProfileHook(Hook):
         if step < self.began:
             return
         self.tell("saving")
-        found = self._write(recorded, step)
-        if self.log is not None:
-            path = trace_path(self.run_folder, (self.began, step), self.rank)
-            told = {"seconds": found.step_seconds, "trace": str(path.relative_to(self.run_folder))}
-            self.log.write("profiled", step, first=self.began, **told)
-        self.tell("training")
+        try:
+            found = self._write(recorded, step)
+        except OSError as error:
+            self._say("not_profiled", cause=f"{self.run_folder / FOLDER} cannot be written to: {error}")
+        else:
+            path = trace_path(self.run_folder, (self.began, step), self.rank).relative_to(self.run_folder)
+            self._say("profiled", step, first=self.began, seconds=found.step_seconds, trace=str(path))
+        self.tell(then)
 
     def _write(self, recorded: profile, step: int) -> Breakdown:
         """The trace, compressed, and the breakdown after it: where that is, the trace is, too."""
@@ -122,9 +124,18 @@ class ProfileHook(Hook):
         return found
 
     def _say_missing(self, why: str) -> None:
-        steps = (self.first, self.last)
-        if self.log is not None and not breakdown_path(self.run_folder, steps, self.rank).exists():
-            self.log.write("not_profiled", None, cause=f"train.profile={self.first}:{self.last}, but {why}")
+        before = read_breakdowns(self.run_folder)
+        if not any(one.first <= self.last and one.last >= self.first for one in before):
+            self._say("not_profiled", cause=f"train.profile={self.first}:{self.last}, but {why}")
+
+    def _say(
+        self, kind: Literal["profiled", "not_profiled"], step: int | None = None, **details: Any
+    ) -> None:
+        """To the reader of the run, by rank 0; by others to whoever reads their logs."""
+        if self.rank == 0:
+            EventLog(self.run_folder).write(kind, step, **details)
+        else:
+            print(describe_event(kind, step, details), flush=True)
 
 
 class ScheduleMarks:
