@@ -20,8 +20,9 @@ def report(
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the run folders.")] = Path("runs"),
 ) -> None:
     """Write report.html (one self-contained file), loss.png and, where the runs measure it, preferences.png,
-    calibration.png, forgetting.png and confusion.png; of runs on rewards rewards.png and seconds.png.
-    Several runs are laid over each other. The figures of the validations are shown here, too."""
+    calibration.png, forgetting.png and confusion.png; of runs on rewards rewards.png and seconds.png; of
+    profiled steps profile.png. Several runs are laid over each other. The figures of the validations and the
+    profile of rank 0 are shown here, too."""
     folders = [find_run(run, root) for run in runs]
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError([Problem("report", "", "needs matplotlib: pip install 'llmscale[report]'")])
@@ -29,6 +30,7 @@ def report(
         typer.echo(path)
     for folder in folders:
         _show_figures(folder)
+        _show_profile(folder)
 
 
 def _show_figures(folder: Path) -> None:
@@ -48,6 +50,16 @@ def _show_figures(folder: Path) -> None:
     Console().print(table)
 
 
+def _show_profile(folder: Path) -> None:
+    """Of the first rank: those of the other pipeline stages are in the report."""
+    from llmscale.runtime.profiling.files import read_breakdowns  # noqa: PLC0415 -- as above
+    from llmscale.runtime.profiling.tables import shown  # noqa: PLC0415
+
+    for found in read_breakdowns(folder):
+        if found.rank == 0:
+            Console().print(shown(found), highlight=False)
+
+
 def write_report(folders: list[Path], out: Path) -> list[Path]:
     """Write the report of the runs in `folders` to the folder `out`; returns the files."""
     from llmscale.report.gather import gather  # noqa: PLC0415 -- the next two load matplotlib
@@ -55,6 +67,7 @@ def write_report(folders: list[Path], out: Path) -> list[Path]:
     from llmscale.report.pictures import draw_confusion, draw_loss, draw_trade, render  # noqa: PLC0415
     from llmscale.report.preference_pictures import draw_calibration, preference_pictures  # noqa: PLC0415
     from llmscale.report.preferences import calibration, is_on_preferences  # noqa: PLC0415
+    from llmscale.report.profile_pictures import profile_picture  # noqa: PLC0415
     from llmscale.report.reward_pictures import (  # noqa: PLC0415
         draw_parts_of_steps,
         draw_reward,
@@ -88,6 +101,10 @@ def write_report(folders: list[Path], out: Path) -> list[Path]:
             written[f"calibration{own}"] = render(draw_calibration, [run], "png", (6.0, 4.5))
         if seconds_of_parts(run):
             written[f"seconds{own}"] = render(draw_parts_of_steps, [run], "png", (10.0, 4.5))
+        if run.profiles:
+            drawn = [profile_picture(found) for found in run.profiles]
+            size = (10.0 * min(2, len(drawn)), 4.2 * -(-len(drawn) // 2))
+            written[f"profile{own}"] = render(drawn, [run], "png", size)
         if confusion(run) is not None:
             written[f"confusion{own}"] = render(draw_confusion, [run], "png", (6.0, 4.5))
     for name, data in written.items():

@@ -202,6 +202,17 @@ def stop_within_schedule(config: Config) -> Iterator[Problem]:
         yield Problem("train.stop_at", stop, f"is beyond train.steps = {config.train.steps}")
 
 
+def profile_within_steps(config: Config) -> Iterator[Problem]:
+    """Under `epochs` only the data tells the steps."""
+    train = config.train
+    if train.profiled_steps is None or (train.epochs is not None and train.stop_at is None):
+        return
+    last = train.last_step if train.epochs is None else train.stop_at
+    if last is not None and train.profiled_steps[1] > last:
+        message = f"is beyond the run's last step, {last} (train.steps, train.stop_at); take earlier ones"
+        yield Problem("train.profile", train.profile, message)
+
+
 OF_WORLD_SIZE: tuple[Rule, ...] = (world_is_product, batch_divides, layout_checks.interleave_needs_pipeline)
 """Rules that another number of nodes may break."""
 
@@ -220,6 +231,7 @@ RULES: tuple[Rule, ...] = (
     split_sums,
     training_data_named,
     stop_within_schedule,
+    profile_within_steps,
     *tuning_checks.RULES,
     *preference_checks.RULES,
     *rlhf_checks.RULES,

@@ -105,7 +105,7 @@ def as_problem(details: Any, model: type[BaseModel] = Config) -> Problem:
     key = ".".join(location)
     if details["type"] == "extra_forbidden":
         return Problem(key, details["input"], nearest_key(location, model))
-    message = details["msg"].replace("Input should be", "must be")
+    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return Problem(key, details["input"], message[0].lower() + message[1:])
 
 

@@ -17,6 +17,7 @@ UNREAD: dict[str, str] = {
     "train.validation_batches": "rlhf.validation.prompts says how many are answered",
     "train.early_stopping": "set train.stop_at",
     "train.generate": "the answers of each validation are kept as they are",
+    "train.profile": "the report draws how long the parts of its steps take; task=sft can profile the model",
     "data.replay": "only task=sft can learn from it",
     "data.forgetting": "the divergence from the reference tells how far a model has gone",
     "sft.chat_template": "set rlhf.chat_template",

@@ -5,10 +5,11 @@ What one section alone can tell is checked here; what takes two sections is a ru
 (`llmscale.data.checks`). Nothing in this package imports torch.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from llmscale.config.cluster import ClusterSection
 from llmscale.config.preferences import DpoSection, PreferencesSection, RewardSection
@@ -161,6 +162,23 @@ class BatchWarmup(Section):
     """Samples over which the growth is spread."""
 
 
+STEPS = re.compile(r"([1-9][0-9]*)(?::([1-9][0-9]*))?")
+
+
+def _step_range(value: object) -> object:
+    """As text; YAML has read `10` as a number."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text is None:
+        return None
+    found = STEPS.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError("is no steps: write the first and the last one (10:13) or one alone (10), from 1 on")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if first > last:
+        raise ValueError(f"ends before it begins; write {last}:{first}")
+    return text
+
+
 class TrainSection(Section):
     steps: PositiveInt = 100
     """Optimizer steps of the whole schedule."""
@@ -187,11 +205,22 @@ class TrainSection(Section):
     batch_warmup: BatchWarmup | None = None
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, the core attention, or every layer."""
+    profile: Annotated[str | None, BeforeValidator(_step_range)] = None
+    """Steps to record, the first and the last one (`10:13`) or one alone (`10`): where their time and memory
+    go stands in `profile/` of the run afterwards. Left out: none."""
 
     @property
     def last_step(self) -> int:
         """That a run ends with, unless it stops early. Under `epochs` only the data tells the steps."""
         return min(self.steps, self.stop_at or self.steps)
+
+    @property
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """First and last step to record."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition(":")
+        return int(first), int(last or first)
 
 
 class OptimizerSection(Section):

@@ -16,6 +16,7 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 from pydantic import JsonValue
 from torch import Tensor
+from torch.profiler import record_function
 
 from llmscale.config.schema import Config
 from llmscale.data.batch import Batch
@@ -167,8 +168,9 @@ class Engine:
             self.deepspeed.train()
             self._set_learning_rate(lr, step)
             sums = self._forward_backward(microbatches, step, forward_only=False)
-            self._sum_tied_gradients()
-            grad_norm = self._update()
+            with record_function("update"):  # as profiles know it: runtime.profiling.phases
+                self._sum_tied_gradients()
+                grad_norm = self._update()
         self.steps_done = step
         metrics = self.objective.metrics(sums.others)
         return StepResult(sums.mean_loss, sums.tokens, float(grad_norm), lr, metrics)

@@ -12,6 +12,8 @@ from llmscale.config.schema import Config
 from llmscale.runtime.describe import duration, quantity, validation_numbers
 from llmscale.runtime.events import Event, read_events
 from llmscale.runtime.metrics import Metrics, read_metrics
+from llmscale.runtime.profiling.breakdown import Breakdown
+from llmscale.runtime.profiling.files import read_breakdowns
 from llmscale.runtime.sample_file import read_samples
 
 SMOOTHING_PARTS = 40
@@ -26,6 +28,7 @@ class RunData:
     events: list[Event]
     samples: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """By step: some of what was learned from, with rewards."""
+    profiles: list[Breakdown] = field(default_factory=list)
 
     @property
     def is_on_rewards(self) -> bool:
@@ -55,7 +58,14 @@ class RunData:
 
 def gather(folder: Path) -> RunData:
     config = read_resolved(folder / "config.yaml")
-    return RunData(folder.name, config, read_metrics(folder), read_events(folder), read_samples(folder))
+    return RunData(
+        folder.name,
+        config,
+        read_metrics(folder),
+        read_events(folder),
+        read_samples(folder),
+        read_breakdowns(folder),
+    )
 
 
 def aim(validation: Event) -> float:

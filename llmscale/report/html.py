@@ -17,6 +17,7 @@ from llmscale.report.pictures import (
 )
 from llmscale.report.preference_pictures import draw_calibration, preference_pictures
 from llmscale.report.preferences import DRAWN, calibration, calibration_table, is_on_preferences
+from llmscale.report.profile_pictures import profile_picture
 from llmscale.report.reward_pictures import draw_parts_of_steps, draw_reward, reward_pictures
 from llmscale.report.rewards import seconds_of_parts
 from llmscale.report.validations import (
@@ -30,6 +31,7 @@ from llmscale.report.validations import (
     validation_table,
 )
 from llmscale.runtime.describe import describe_event
+from llmscale.runtime.profiling.tables import LARGEST, SLOWEST, kind_table, memory_table, peak, slowest_table
 
 TEXTS = ("prompt", "text")
 """Heads of columns of texts."""
@@ -70,6 +72,7 @@ def page(runs: Sequence[RunData]) -> str:
         parts += _validations(run, f": {escape(run.name)}" if len(runs) > 1 else "")
     for run in runs:
         heading = f": {escape(run.name)}" if len(runs) > 1 else ""
+        parts += _profiles(run, heading)
         parts.append(f"<h2>Events{heading}</h2><div class='card'>{_events(run)}</div>")
         settings = _table(("key", "value"), changed_settings(run.config))
         parts.append(f"<h2>Settings that are not defaults{heading}</h2><div class='card'>{settings}</div>")
@@ -138,6 +141,16 @@ def _validations(run: RunData, heading: str) -> Iterable[str]:
     learned = training_samples(run)
     if learned is not None:
         yield f"<h2>Samples of the training{heading}</h2><div class='card'>{_table(*learned)}</div>"
+
+
+def _profiles(run: RunData, heading: str) -> Iterable[str]:
+    if run.profiles:
+        yield f"<h2>Where the time of a step goes{heading}</h2>"
+    for found in run.profiles:
+        yield f"<div class='card'>{_svg(profile_picture(found), [run], WIDE)}</div>"
+        yield f"<div class='card'><h3>Milliseconds a step</h3>{_table(*kind_table(found))}</div>"
+        yield f"<div class='card'><h3>{SLOWEST}</h3>{_table(*slowest_table(found))}"
+        yield f"<h3>{LARGEST}; {escape(peak(found))}</h3>{_table(*memory_table(found))}</div>"
 
 
 def _svg(draw: Draw, runs: Sequence[RunData], size: tuple[float, float]) -> str:

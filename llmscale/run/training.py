@@ -35,9 +35,10 @@ from llmscale.plan.flops import flops_per_token
 from llmscale.plan.parameters import model_parameters
 from llmscale.run.export_head import LABELLED, described_head
 from llmscale.run.prepare_model import Preparation, find_start
-from llmscale.runtime.hooks import RunStart
+from llmscale.runtime.hooks import Hooks, RunStart
 from llmscale.runtime.meter import Meter, peak_flops
 from llmscale.runtime.preempt import StopAsked
+from llmscale.runtime.profiling.hook import ProfileHook
 from llmscale.runtime.standard_hooks import standard_hooks
 from llmscale.train.best import Best
 from llmscale.train.loop import Position, TrainingLoop
@@ -112,7 +113,7 @@ def _train(recipe: Recipe, checkpoints: CheckpointSection, start: Base | None, w
         recipe.training,
         validator,
         checkpointer,
-        standard_hooks(config, config.run_folder, world.rank),
+        _hooks(config, engine),
         _meter(config, world, vocabulary_size),
         position,
         Best.of(progress),
@@ -172,6 +173,19 @@ def _restore(
         begin_from(source, engine.weight_pieces(), preparation.agreement, may_grow, without)
         engine.after_load({"step": 0, "optimizer_steps": 0})
     return {}
+
+
+def _hooks(config: Config, engine: Engine) -> Hooks:
+    """A profile is of the first rank of each pipeline stage: those beside it do the same."""
+    place, rank = engine.world.coordinates, engine.world.rank
+    found = standard_hooks(config, config.run_folder, rank)
+    steps = config.train.profiled_steps
+    if steps is not None and place.tensor == place.context == place.data == 0:
+        models = [chunk.config for chunk in engine.chunks]
+        found.hooks.append(
+            ProfileHook(config.run_folder, steps, rank, place.pipeline, models, found.on_phase)
+        )
+    return found
 
 
 def _meter(config: Config, world: World, vocabulary_size: int) -> Meter:

@@ -29,6 +29,11 @@ def describe_event(kind: str, step: int | None, details: Mapping[str, Any]) -> s
         return f"stopped early at step {step}: {details['cause']}"
     if kind in ("failed", "hanging", "straggling"):
         return f"{kind} at step {step or 0}: {_culprit(details)}{details.get('cause', '')}"
+    if kind == "profiled":
+        steps = f"step {step}" if details["first"] == step else f"steps {details['first']}–{step}"
+        return f"profiled {steps}: {details['trace']}"
+    if kind == "not_profiled":
+        return f"warning: nothing is profiled: {details['cause']}"
     if kind == "constant_answer":
         return f"warning: {details['cause']}"
     if kind == "worker_lost":

@@ -39,6 +39,8 @@ Kind = Literal[
     "pool_restarted",
     "constant_answer",
     "stopped_early",
+    "profiled",
+    "not_profiled",
     "preempted",
     "failed",
     "restarted",

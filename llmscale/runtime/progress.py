@@ -24,6 +24,8 @@ from llmscale.runtime import events, metrics
 from llmscale.runtime.describe import describe_event, duration, quantity, step_numbers
 from llmscale.runtime.lines import is_whole
 from llmscale.runtime.parts import Now, read_part
+from llmscale.runtime.profiling.files import breakdown_of
+from llmscale.runtime.profiling.tables import shown
 from llmscale.runtime.watcher import Watcher
 
 READ_SECONDS = 0.2
@@ -31,7 +33,7 @@ LINE_SECONDS = 10.0
 """Without a terminal: seconds between lines."""
 SAID = (
     *("prepared", "referred", "resumed", "tuned", "saved", "validated", "stopped_early"),
-    *("worker_lost", "pool_restarted", "constant_answer"),
+    *("profiled", "not_profiled", "worker_lost", "pool_restarted", "constant_answer"),
 )
 """Events that are a line each."""
 SPEED_STEPS = 20
@@ -122,6 +124,8 @@ class Progress(Watcher):
         for event in self.events.new():
             if event["event"] in SAID:
                 self.say(describe_event(event["event"], event["step"], event))
+            if event["event"] == "profiled":
+                self.console.print(shown(breakdown_of(self.folder / event["trace"])), highlight=False)
             if event["event"] == "restarted":
                 self.began = time.time()
             if event["event"] == "stopped_early":

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
+from torch.profiler import record_function
 
 from llmscale.checkpoint.checkpointer import Checkpointer, SaveOutcome
 from llmscale.checkpoint.errors import SaveFailed
@@ -20,6 +21,7 @@ from llmscale.runtime.final import FinalFailure
 from llmscale.runtime.hooks import Hook, RunStart, SaveRecord, StepRecord, numbers_of
 from llmscale.runtime.meter import Meter
 from llmscale.runtime.preempt import agreed
+from llmscale.runtime.profiling.phases import DATA, STEP
 from llmscale.train.best import Best
 from llmscale.train.gates import TuningGate
 from llmscale.train.start_gate import check_start
@@ -114,10 +116,12 @@ class TrainingLoop:
 
     def _step(self) -> None:
         global_batch_size = global_batch_size_at(self.config.train, self.position.samples)
-        batches = self.training.step_batches(self.position.samples, global_batch_size)
-        if self.position.step == 0 and self.config.task in ("reward", "dpo"):
-            check_start(self.engine, batches)
-        result = self.engine.step(batches)
+        with record_function(STEP):
+            with record_function(DATA):
+                batches = self.training.step_batches(self.position.samples, global_batch_size)
+            if self.position.step == 0 and self.config.task in ("reward", "dpo"):
+                check_start(self.engine, batches)
+            result = self.engine.step(batches)
         if not math.isfinite(result.loss):
             self._refuse_loss(result.loss)
         self.position.step += 1

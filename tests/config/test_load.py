@@ -33,6 +33,23 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(path: Path) -> None:
     assert (config.train.steps, config.optimizer.lr, config.run.name) == (7, 3e-4, "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("10:13", (10, 13)), ("'10:13'", (10, 13)), ("7:7", (7, 7)), ("100", (100, 100)), ("null", None)],
+)
+def test_steps_to_profile(path: Path, tmp_path: Path, text: str, steps: tuple[int, int] | None) -> None:
+    """YAML's base 60, in which 10:13 is 613, is not asked, neither here nor for the resolved config."""
+    config = load_config(path, [f"train.profile={text}"])
+    assert config.train.profiled_steps == steps
+    write_resolved(config, tmp_path / "resolved.yaml")
+    assert read_resolved(tmp_path / "resolved.yaml").train.profiled_steps == steps
+
+
+def test_under_epochs_the_data_tells_the_steps(path: Path) -> None:
+    beyond = ("task=sft", "train.epochs=2", "train.profile=200")
+    assert load_config(path, beyond).train.profiled_steps == (200, 200)
+
+
 def test_run_is_named_after_the_file(path: Path) -> None:
     config = load_config(path)
     assert config.run.name == "first-try"
