@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmscale_kernels.cpu.library import LANES, Strides, compiled, library_for, type_and_threads
+from llmscale_kernels.cpu.library import LANES, Strides, library_for, run, type_and_threads
 
 Lengths = tuple[tuple[int, ...], ...]
 """Of the documents of each row, which fill it."""
@@ -132,7 +132,7 @@ def _run(
         **{key: tensor.data_ptr() for key, tensor in tensors.items()},
         **{f"of_{key}": Strides(*tensor.stride()[:3]) for key, tensor in tensors.items()},
     )
-    getattr(compiled(query), name)(ctypes.byref(call))
+    run(name, ctypes.byref(call))
 
 
 def _table(lengths: Lengths, sequence: int) -> Sequence[tuple[int, int, int]]:

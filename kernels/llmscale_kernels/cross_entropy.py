@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from llmscale_kernels.cpu.library import compiled, library_for, type_and_threads
+from llmscale_kernels.cpu.library import library_for, run, type_and_threads
 
 ROWS_AT_ONCE = 256
 """Tokens worked on at a time: their float32 copy stays in the cache."""
@@ -102,7 +102,7 @@ def _compiled(name: str, logits_TV: Tensor, local_T: Tensor, *rest: Any) -> None
     tensors = (local_T.contiguous(), *(tensor.contiguous() for tensor in tensors_T))
     pointers = (tensor.data_ptr() for tensor in (logits_TV, *tensors))
     sizes = (len(local_T), logits_TV.stride(0), columns)
-    getattr(compiled(logits_TV), name)(*pointers, *sizes, *type_and_threads(logits_TV))
+    run(name, *pointers, *sizes, *type_and_threads(logits_TV))
 
 
 def _sum_of_logarithms(log_sum_T: Tensor, group: ProcessGroup) -> Tensor:

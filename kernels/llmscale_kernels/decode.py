@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from llmscale_kernels.cpu.library import LANES, compiled, library_for, type_and_threads
+from llmscale_kernels.cpu.library import LANES, library_for, run, type_and_threads
 
 
 def fits(query_BND: Tensor, keys_BKTD: Tensor) -> bool:
@@ -41,7 +41,7 @@ def decode(
     sizes = (rows, heads, keys_BKTD.shape[1], size, prefix, window or 0)
     is_bfloat16, threads = type_and_threads(query_BND)
     call = _Call(*pointers, *keys_BKTD.stride()[:2], *sizes, 1 / math.sqrt(size), is_bfloat16, threads)
-    compiled(query_BND).decode(ctypes.byref(call))
+    run("decode", ctypes.byref(call))
     return output_BND
 
 

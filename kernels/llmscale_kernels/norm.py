@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmscale_kernels.cpu.library import LANES, compiled, library_for, type_and_threads
+from llmscale_kernels.cpu.library import LANES, library_for, run, type_and_threads
 
 ROWS_OF_A_PART = 64
 """Of which a part of the weight's gradient is the sum: fixed, so that it does not depend on threads."""
@@ -48,9 +48,8 @@ class _CompiledRMSNorm(torch.autograd.Function):
         hidden, weight = hidden.contiguous(), weight.contiguous()
         output, size = torch.empty_like(hidden), hidden.shape[-1]
         scales = torch.empty(hidden.numel() // size)
-        library = compiled(hidden)
         pointers = (hidden.data_ptr(), weight.data_ptr(), output.data_ptr(), scales.data_ptr())
-        library.rms_norm_forward(*pointers, len(scales), size, epsilon, *type_and_threads(hidden))
+        run("rms_norm_forward", *pointers, len(scales), size, epsilon, *type_and_threads(hidden))
         ctx.save_for_backward(hidden, weight, scales)
         return output
 
@@ -63,7 +62,7 @@ class _CompiledRMSNorm(torch.autograd.Function):
         hidden_gradient, weight_gradients = torch.empty_like(hidden), torch.zeros(parts, size)
         tensors = (hidden, weight, scales, gradient, hidden_gradient, weight_gradients)
         pointers = (tensor.data_ptr() for tensor in tensors)
-        compiled(hidden).rms_norm_backward(*pointers, len(scales), size, parts, *type_and_threads(hidden))
+        run("rms_norm_backward", *pointers, len(scales), size, parts, *type_and_threads(hidden))
         return hidden_gradient, weight_gradients.sum(0).to(weight.dtype), None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmscale_kernels.cpu.library import LANES, Strides, compiled, library_for, type_and_threads
+from llmscale_kernels.cpu.library import LANES, Strides, library_for, run, type_and_threads
 
 
 def split_and_rotate(
@@ -127,4 +127,4 @@ def _turn_compiled(heads: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor, out: Ten
     angles = Strides(cosine_SBD.stride(0), cosine_SBD.stride(1) if cosine_SBD.shape[1] > 1 else 0, 0)
     strides = (Strides(*heads.stride()[:3]), Strides(*out.stride()[:3]), angles)
     call = _Call(*pointers, *strides, sequence, batch, count, size, sign, is_bfloat16, threads)
-    compiled(heads).rotary(ctypes.byref(call))
+    run("rotary", ctypes.byref(call))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmscale_kernels.cpu.library import LANES, compiled, library_for, type_and_threads
+from llmscale_kernels.cpu.library import LANES, library_for, run, type_and_threads
 
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class _CompiledSwiGLU(torch.autograd.Function):
         features = gate_and_up.shape[-1] // 2
         output = gate_and_up.new_empty((*gate_and_up.shape[:-1], features))
         pointers, rows = (gate_and_up.data_ptr(), output.data_ptr()), output.numel() // features
-        compiled(output).swiglu_forward(*pointers, rows, features, *type_and_threads(output))
+        run("swiglu_forward", *pointers, rows, features, *type_and_threads(output))
         return output
 
     @staticmethod
@@ -42,7 +42,7 @@ class _CompiledSwiGLU(torch.autograd.Function):
         gradient, result = gradients[0].contiguous(), torch.empty_like(gate_and_up)
         pointers, features = (x.data_ptr() for x in (gate_and_up, gradient, result)), gradient.shape[-1]
         rows = gradient.numel() // features
-        compiled(gradient).swiglu_backward(*pointers, rows, features, *type_and_threads(gradient))
+        run("swiglu_backward", *pointers, rows, features, *type_and_threads(gradient))
         return result
 
 

@@ -4,9 +4,11 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from llmscale_kernels.cpu import build
 
@@ -44,11 +46,16 @@ LANES = 16
 """Rows of tensors come in multiples of it."""
 
 
-def compiled(tensor: Tensor) -> ctypes.CDLL:
-    """The kernels, where `library_for` has said that there are some."""
-    library = library_for(tensor)
+def run(name: str, *arguments: Any) -> None:
+    """Call one of `SIGNATURES` for tensors that there are kernels for. Profilers see it by its name."""
+    library = loaded()
     assert library is not None
-    return library
+    function = getattr(library, name)
+    if torch.autograd._profiler_enabled():
+        with record_function(f"llmscale::{name.removesuffix('_forward')}"):
+            function(*arguments)
+    else:
+        function(*arguments)
 
 
 def library_for(tensor: Tensor) -> ctypes.CDLL | None:

@@ -24,8 +24,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 OUTSIDE: Kind = "outside operations"
 
 FUNCTIONS: dict[str, Kind] = {
+    "_Attention": "attention",
     "_RMSNorm": "norms",
+    "_CompiledRMSNorm": "norms",
     "_SwiGLU": "activation",
+    "_CompiledSwiGLU": "activation",
     "_Rotate": "rotary positions",
     "_SplitAndRotate": "rotary positions",
     "_CrossEntropy": "loss",
@@ -39,10 +42,12 @@ OPERATIONS: dict[Kind, str] = {
     "matrix products": (
         "mm addmm bmm baddbmm mv addmv matmul linear linear_pointwise mkl_linear mkldnn_linear scaled_mm"
     ),
+    "attention": "attention decode",
     "norms": "layer_norm native_layer_norm rms_norm fused_rms_norm",
-    "activation": "silu gelu relu",
+    "activation": "silu gelu relu swiglu",
+    "rotary positions": "rotary",
     "embedding": "embedding embedding_dense",
-    "loss": "cross_entropy_loss log_softmax nll_loss nll_loss_nd nll_loss_forward",
+    "loss": "cross_entropy cross_entropy_loss log_softmax nll_loss nll_loss_nd nll_loss_forward",
     "element-wise and sums": (
         "abs add addcdiv addcmul all amax amin any bernoulli bitwise_and bitwise_not bitwise_or clamp"
         " clamp_min cos cumsum div dropout eq exp ge gt isfinite isnan le lerp linalg_vecdot"
