@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
+from llmscale_kernels.dispatch import takes_triton
+
 ROWS_AT_ONCE = 256
 """Tokens worked on at a time: their float32 copy stays in the cache."""
 
@@ -28,17 +30,7 @@ class _CrossEntropy(torch.autograd.Function):
         columns: int,
         group: ProcessGroup | None,
     ) -> Tensor:
-        compute = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
-        log_sum_T = torch.empty(labels_T.shape, dtype=compute, device=logits_TV.device)
-        label_logit_T = torch.empty_like(log_sum_T)
-        for start in range(0, len(labels_T), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            chunk = logits_TV[rows, :columns].to(compute)
-            log_sum_T[rows] = torch.logsumexp(chunk, dim=-1) if columns else -torch.inf
-            local = labels_T[rows] - first_column
-            mine = (local >= 0) & (local < columns)
-            picked = chunk.gather(1, local.clamp(0, max(columns - 1, 0))[:, None])[:, 0] if columns else 0.0
-            label_logit_T[rows] = torch.where(mine, picked, 0.0)
+        log_sum_T, label_logit_T = _statistics(logits_TV, labels_T, first_column, columns)
         if group is not None and group.size() > 1:
             log_sum_T = _sum_of_logarithms(log_sum_T, group)
             torch.distributed.all_reduce(label_logit_T, group=group)
@@ -50,26 +42,63 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_TV, labels_T, log_sum_T = ctx.saved_tensors
-        gradient_T = gradients[0]
-        columns = ctx.columns
-        in_place = logits_TV.dtype == log_sum_T.dtype
-        logits_TV[:, columns:] = 0
-        for start in range(0, len(labels_T), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            target = logits_TV[rows, :columns]
-            chunk = torch.sub(target, log_sum_T[rows, None], out=target if in_place else None).exp_()
-            local = labels_T[rows] - ctx.first_column
-            mine = (local >= 0) & (local < columns)
-            if columns:
-                chunk.scatter_add_(
-                    1,
-                    local.clamp(0, columns - 1)[:, None],
-                    torch.where(mine, -1.0, 0.0)[:, None].to(chunk.dtype),
-                )
-            chunk.mul_(gradient_T[rows, None])
-            if not in_place:
-                target.copy_(chunk)
+        _gradient_in_place(logits_TV, labels_T, ctx.first_column, ctx.columns, log_sum_T, gradients[0])
         return logits_TV, None, None, None, None
+
+
+def _statistics(
+    logits_TV: Tensor, labels_T: Tensor, first_column: int, columns: int
+) -> tuple[Tensor, Tensor]:
+    """Log of the sum of exponentials over this rank's columns, and the label's logit or 0."""
+    if takes_triton(logits_TV):
+        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
+
+        log_sum_T, label_logit_T, _ = gpu.statistics(logits_TV, labels_T, first_column, columns)
+        return log_sum_T, label_logit_T
+    compute = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
+    log_sum_T = torch.empty(labels_T.shape, dtype=compute, device=logits_TV.device)
+    label_logit_T = torch.empty_like(log_sum_T)
+    for start in range(0, len(labels_T), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        chunk = logits_TV[rows, :columns].to(compute)
+        log_sum_T[rows] = torch.logsumexp(chunk, dim=-1) if columns else -torch.inf
+        local = labels_T[rows] - first_column
+        mine = (local >= 0) & (local < columns)
+        picked = chunk.gather(1, local.clamp(0, max(columns - 1, 0))[:, None])[:, 0] if columns else 0.0
+        label_logit_T[rows] = torch.where(mine, picked, 0.0)
+    return log_sum_T, label_logit_T
+
+
+def _gradient_in_place(
+    logits_TV: Tensor,
+    labels_T: Tensor,
+    first_column: int,
+    columns: int,
+    log_sum_T: Tensor,
+    gradient_T: Tensor,
+) -> None:
+    if takes_triton(logits_TV):
+        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
+
+        gpu.gradient_in_place(logits_TV, labels_T, first_column, columns, log_sum_T, gradient_T)
+        return
+    in_place = logits_TV.dtype == log_sum_T.dtype
+    logits_TV[:, columns:] = 0
+    for start in range(0, len(labels_T), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        target = logits_TV[rows, :columns]
+        chunk = torch.sub(target, log_sum_T[rows, None], out=target if in_place else None).exp_()
+        local = labels_T[rows] - first_column
+        mine = (local >= 0) & (local < columns)
+        if columns:
+            chunk.scatter_add_(
+                1,
+                local.clamp(0, columns - 1)[:, None],
+                torch.where(mine, -1.0, 0.0)[:, None].to(chunk.dtype),
+            )
+        chunk.mul_(gradient_T[rows, None])
+        if not in_place:
+            target.copy_(chunk)
 
 
 def _sum_of_logarithms(log_sum_T: Tensor, group: ProcessGroup) -> Tensor:

@@ -6,17 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmscale_kernels.dispatch import takes_triton
+
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`hidden / sqrt(mean(hidden²) + epsilon) * weight` (arXiv:1910.07467), in hidden's dtype.
 
-    Computed in float32 at least. On a GPU torch's own fused operation is taken.
+    Computed in float32 at least. On a GPU without Triton torch's own fused operation is taken.
 
     Args:
         hidden: [..., H].
         weight: [H].
         epsilon: added to the mean square.
     """
+    if takes_triton(hidden):
+        from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.rms_norm(hidden, weight, epsilon)
     if hidden.is_cuda:
         return F.rms_norm(hidden, (hidden.shape[-1],), weight, epsilon)
     return _RMSNorm.apply(hidden, weight, epsilon)  # pyright: ignore[reportReturnType]
@@ -29,6 +35,10 @@ def rms_norm_reference(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor
 
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """`(hidden - mean) / sqrt(variance + epsilon) * weight + bias` (arXiv:1607.06450); shapes as above."""
+    if takes_triton(hidden):
+        from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.layer_norm(hidden, weight, bias, epsilon)
     return F.layer_norm(hidden, (hidden.shape[-1],), weight, bias, epsilon)
 
 

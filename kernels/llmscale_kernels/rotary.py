@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmscale_kernels.dispatch import takes_triton
 
 
 def split_and_rotate(
@@ -45,6 +48,7 @@ class _Rotate(torch.autograd.Function):
         return _turn(heads_SBND, cosine_SBD, sine_SBD, torch.empty_like(heads_SBND), sign=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cosine_SBD, sine_SBD = ctx.saved_tensors
         gradient = gradients[0]
@@ -72,6 +76,7 @@ class _SplitAndRotate(torch.autograd.Function):
         return query, key, value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         cosine_SBD, sine_SBD = ctx.saved_tensors
         query, key, value = gradients
@@ -86,6 +91,10 @@ class _SplitAndRotate(torch.autograd.Function):
 
 def _turn(heads: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor, out: Tensor, sign: int) -> Tensor:
     """Turn by the angles (`sign` 1) or back (-1), into `out`."""
+    if takes_triton(heads):
+        from llmscale_kernels.gpu import rotary as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.turn(heads, cosine_SBD, sine_SBD, out, sign)
     half = heads.shape[-1] // 2
     cosine, sine = cosine_SBD[..., None, :half], sine_SBD[..., None, :half]
     first, second = heads[..., :half], heads[..., half:]

@@ -6,9 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmscale_kernels.dispatch import takes_triton
+
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """[..., 2F] → [..., F]: `silu(first half) * second half`. Keeps nothing but its input for backward."""
+    if takes_triton(gate_and_up):
+        from llmscale_kernels.gpu import swiglu as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.swiglu(gate_and_up)
     return _SwiGLU.apply(gate_and_up)  # pyright: ignore[reportReturnType]
 
 
