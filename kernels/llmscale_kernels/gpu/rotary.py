@@ -30,9 +30,11 @@ def _turn(
     heads_sequence_stride,
     heads_batch_stride,
     heads_stride,
+    heads_size_stride,
     out_sequence_stride,
     out_batch_stride,
     out_stride,
+    out_size_stride,
     angle_sequence_stride,
     angle_batch_stride,
     SIGN: tl.constexpr,
@@ -48,27 +50,25 @@ def _turn(
     cosine_of_pair = widened(tl.load(cosine + angle, mask=pair < half, other=0.0))
     sine_of_pair = SIGN * widened(tl.load(sine + angle, mask=pair < half, other=0.0))
     source = heads + position * heads_sequence_stride + row * heads_batch_stride
-    source += head.to(tl.int64) * heads_stride + pair
+    source += head.to(tl.int64) * heads_stride + pair * heads_size_stride
     first = widened(tl.load(source, mask=inside, other=0.0))
-    second = widened(tl.load(source + half, mask=inside, other=0.0))
+    second = widened(tl.load(source + half * heads_size_stride, mask=inside, other=0.0))
     target = out + position * out_sequence_stride + row * out_batch_stride
-    target += head.to(tl.int64) * out_stride + pair
+    target += head.to(tl.int64) * out_stride + pair * out_size_stride
     tl.store(target, first * cosine_of_pair - second * sine_of_pair, mask=inside)
-    tl.store(target + half, second * cosine_of_pair + first * sine_of_pair, mask=inside)
+    tl.store(target + half * out_size_stride, second * cosine_of_pair + first * sine_of_pair, mask=inside)
 
 
 def turn(heads_SBND: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor, out_SBND: Tensor, sign: int) -> Tensor:
     """Turn by the angles (`sign` 1) or back (-1), into `out`, which is returned.
 
     Args:
-        heads_SBND: of any strides; if a head's dimensions are not side by side, it is copied.
+        heads_SBND: of any strides.
         cosine_SBD: [S, B or 1, D]; its two halves are equal.
         sine_SBD: likewise.
-        out_SBND: of any strides but the last, which is 1.
+        out_SBND: of any strides.
     """
     sequence, batch, count, size = heads_SBND.shape
-    if heads_SBND.stride(-1) != 1:
-        heads_SBND = heads_SBND.contiguous()
     # Both have the same strides then: 0 where all rows of the batch share the angles.
     cosine_SBD, sine_SBD = (x.contiguous().expand(-1, batch, -1) for x in (cosine_SBD, sine_SBD))
     pairs = triton.next_power_of_2(size // 2)
@@ -76,8 +76,8 @@ def turn(heads_SBND: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor, out_SBND: Ten
     launch(
         *(_turn, (sequence * batch, triton.cdiv(count, heads_at_once))),
         *(heads_SBND, cosine_SBD, sine_SBD, out_SBND, batch, count, size // 2),
-        *heads_SBND.stride()[:3],
-        *out_SBND.stride()[:3],
+        *heads_SBND.stride(),
+        *out_SBND.stride(),
         *cosine_SBD.stride()[:2],
         SIGN=sign,
         HEADS=heads_at_once,
