@@ -38,23 +38,23 @@ def compiled(kernel: Any, *arguments: Any, num_warps: int = 4, **constants: Any)
     return triton.compile(source, target=HOPPER, options={"num_warps": num_warps})
 
 
-def every_operation(dtype: torch.dtype) -> None:
+def every_operation(dtype: torch.dtype, tokens: int, batch: int, columns: int) -> None:
     """Forward and backward of all of them, as far as the kernels: those compute nothing here."""
-    hidden, weight = torch.ones(5, 96, dtype=dtype), torch.ones(96, dtype=dtype)
+    hidden, weight = torch.ones(tokens, 96, dtype=dtype), torch.ones(96, dtype=dtype)
     hidden.requires_grad_()
     norm.rms_norm(hidden, weight, 1e-5).sum().backward()
     norm.layer_norm(hidden, weight, weight, 1e-5).sum().backward()
     swiglu.swiglu(hidden).sum().backward()
-    heads, angles = torch.ones(5, 2, 3, 64, dtype=dtype), torch.ones(5, 1, 64, dtype=dtype)
+    heads, angles = torch.ones(tokens, batch, batch, 64, dtype=dtype), torch.ones(tokens, 1, 64, dtype=dtype)
     for sign in (1, -1):
         rotary.turn(heads, angles, angles, torch.empty_like(heads), sign)
-    labels = torch.zeros(5, dtype=torch.int64)
-    logits = torch.ones(5, 5000, dtype=dtype)
+    labels = torch.zeros(tokens, dtype=torch.int64)
+    logits = torch.ones(tokens, columns, dtype=dtype)
     for with_entropy in (False, True):
-        found = cross_entropy.statistics(logits, labels, 0, 4900, 0.7, with_entropy)
+        found = cross_entropy.statistics(logits, labels, 0, columns, 0.7, with_entropy)
         entropy = (found[2], found[2]) if with_entropy else (None, None)
         cross_entropy.gradient_in_place(
-            logits, labels, 0, 4900, found[0], found[0], *entropy, temperature=0.7
+            logits, labels, 0, columns, found[0], found[0], *entropy, temperature=0.7
         )
 
 
@@ -73,5 +73,7 @@ def test_kernels_compile_for_hopper(
 
     for module in MODULES:
         monkeypatch.setattr(module, "launch", launch)
-    every_operation(dtype)
+    every_operation(dtype, tokens=5, batch=2, columns=5000)
+    # Triton compiles sizes of 1 into kernels: those of a text that is written, token by token.
+    every_operation(dtype, tokens=1, batch=1, columns=1)
     assert set(found) == KERNELS
