@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent
 OPERATIONS = ("triton_operations.py",)
 ALSO = ("test_kernels.py::test_equals_the_formula_and_its_gradient", "test_linear_cross_entropy.py")
 """Tests of whole operations that know nothing of who computes them."""
+MODELS = ("../model/test_transformers_parity.py",)
+"""Logits, losses and gradients of every family."""
 UNLIKE = "test_the_whole_logits_are_never_there"
 """Sees what the interpreter keeps for itself, too."""
 
@@ -39,6 +41,11 @@ def run(names: tuple[str, ...], **environment: str) -> None:
 @pytest.mark.parametrize("names", [OPERATIONS, ALSO], ids=["sizes", "whole"])
 def test_the_interpreter(names: tuple[str, ...]) -> None:
     run(names, TRITON_INTERPRET="1")
+
+
+@pytest.mark.soak
+def test_whole_models_by_the_interpreter() -> None:
+    run(MODELS, TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
