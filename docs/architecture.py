@@ -86,7 +86,7 @@ HOUSE = (
         "#e4e7eb",
         (
             Room("config/", "schema, loading, rules", "pydantic · no torch"),
-            Room("kernels/", "one op a file: norm, rotary, swiglu, loss", "torch only"),
+            Room("kernels/", "one op a file: norm, rotary, swiglu, loss", "torch · triton on GPUs"),
         ),
     ),
 )

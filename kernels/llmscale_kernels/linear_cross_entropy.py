@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
+from llmscale_kernels.dispatch import takes_triton
 from llmscale_kernels.matmul import input_gradient, product, weight_gradient
 
 ELEMENTS_AT_ONCE = 1 << 24
@@ -95,17 +96,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if not vocabulary.columns:
             log_sum_T.fill_(-torch.inf)
         for rows in _parts(labels_T, vocabulary):
-            logits_RV = _logits(hidden_TH[rows], weight_VH, vocabulary, temperature, compute)
-            local_R, mine_R = vocabulary.own(labels_T[rows])
-            label_logit_T[rows] = torch.where(mine_R, logits_RV.gather(1, local_R[:, None])[:, 0], 0.0)
-            largest_R = logits_RV.amax(dim=-1)
-            shifted_RV = logits_RV.sub_(largest_R[:, None])
-            exponentials_RV = shifted_RV.exp() if with_entropy else shifted_RV.exp_()
-            total_R = exponentials_RV.sum(dim=-1)
-            log_sum_T[rows] = largest_R + total_R.log()
-            if with_entropy:  # of z less the largest one: log Σ exp − Σ exp · z / Σ exp
-                products_RV = exponentials_RV.mul_(shifted_RV.clamp_(min=LEAST_LOGARITHM))
-                entropy_T[rows] = total_R.log() - products_RV.sum(dim=-1) / total_R
+            log_sum_T[rows], label_logit_T[rows], entropy_T[rows] = _statistics(
+                product(hidden_TH[rows], weight_VH[: vocabulary.columns]),
+                *(labels_T[rows], vocabulary, temperature, with_entropy),
+            )
         if vocabulary.is_split:
             log_sum_T, entropy_T = _over_ranks(log_sum_T, entropy_T, vocabulary)
             torch.distributed.all_reduce(label_logit_T, group=vocabulary.group)
@@ -125,22 +119,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # A sum over many parts, in full precision whatever the weight has.
         of_weight_VH = torch.zeros_like(weight_VH, dtype=compute) if ctx.needs_input_grad[1] else None
         for rows in _parts(labels_T, vocabulary):
-            logarithms_RV = _logits(hidden_TH[rows], weight_VH, vocabulary, ctx.temperature, compute)
-            logarithms_RV.sub_(log_sum_T[rows, None])
-            of_loss_R1 = of_losses_T[rows, None]
-            if of_entropies_T is None:
-                gradient_RV = logarithms_RV.exp_().mul_(of_loss_R1)
-            else:  # p · (∂loss − ∂entropy · (log p + H))
-                of_entropy_R1 = of_entropies_T[rows, None]
-                gradient_RV = logarithms_RV.exp()
-                factor_RV = logarithms_RV.clamp_(min=LEAST_LOGARITHM).mul_(-of_entropy_R1)
-                gradient_RV.mul_(factor_RV.add_(of_loss_R1 - of_entropy_R1 * entropy_T[rows, None]))
-            local_R, mine_R = vocabulary.own(labels_T[rows])
-            gradient_RV.scatter_add_(1, local_R[:, None], torch.where(mine_R[:, None], -of_loss_R1, 0.0))
-            if ctx.temperature != 1:
-                gradient_RV.div_(ctx.temperature)
-            gradient_RV = gradient_RV.to(hidden_TH.dtype)
             whole = slice(vocabulary.columns)
+            gradient_RV = _gradient(
+                product(hidden_TH[rows], weight_VH[whole]),
+                *(labels_T[rows], vocabulary, ctx.temperature),
+                *(log_sum_T[rows], of_losses_T[rows], entropy_T[rows]),
+                None if of_entropies_T is None else of_entropies_T[rows],
+            )
             if of_hidden_TH is not None:
                 of_hidden_TH[rows] = input_gradient(gradient_RV, weight_VH[whole])
             if of_weight_VH is not None:
@@ -165,12 +150,72 @@ def _parts(labels_T: Tensor, vocabulary: Vocabulary) -> list[slice]:
     return [slice(first, first + size) for first in range(0, len(labels_T), size)]
 
 
-def _logits(
-    hidden_RH: Tensor, weight_VH: Tensor, vocabulary: Vocabulary, temperature: float, compute: torch.dtype
+def _statistics(
+    logits_RV: Tensor, labels_R: Tensor, vocabulary: Vocabulary, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the sum of exponentials, the label's logit, 0 where it is not here, and the entropy, 0 unless it
+    is asked for, of this rank's columns; the logits are used up."""
+    if takes_triton(logits_RV):
+        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.statistics(
+            logits_RV, labels_R, vocabulary.first_column, vocabulary.columns, temperature, with_entropy
+        )
+    logits_RV = _over_temperature(logits_RV, temperature)
+    local_R, mine_R = vocabulary.own(labels_R)
+    label_logit_R = torch.where(mine_R, logits_RV.gather(1, local_R[:, None])[:, 0], 0.0)
+    largest_R = logits_RV.amax(dim=-1)
+    shifted_RV = logits_RV.sub_(largest_R[:, None])
+    exponentials_RV = shifted_RV.exp() if with_entropy else shifted_RV.exp_()
+    total_R = exponentials_RV.sum(dim=-1)
+    entropy_R = torch.zeros_like(total_R)
+    if with_entropy:  # of z less the largest one: log Σ exp − Σ exp · z / Σ exp
+        products_RV = exponentials_RV.mul_(shifted_RV.clamp_(min=LEAST_LOGARITHM))
+        entropy_R = total_R.log() - products_RV.sum(dim=-1) / total_R
+    return largest_R + total_R.log(), label_logit_R, entropy_R
+
+
+def _gradient(
+    logits_RV: Tensor,
+    labels_R: Tensor,
+    vocabulary: Vocabulary,
+    temperature: float,
+    log_sum_R: Tensor,
+    of_losses_R: Tensor,
+    entropy_R: Tensor,
+    of_entropies_R: Tensor | None,
 ) -> Tensor:
-    """Over the temperature, [R, columns], in memory of their own."""
-    logits_RV = product(hidden_RH, weight_VH[: vocabulary.columns]).to(compute)
-    return logits_RV if temperature == 1 else logits_RV.div_(temperature)
+    """By the logits, in their dtype; they are used up."""
+    if takes_triton(logits_RV):
+        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
+
+        place = labels_R, vocabulary.first_column, vocabulary.columns
+        gpu.gradient_in_place(
+            logits_RV, *place, log_sum_R, of_losses_R, entropy_R, of_entropies_R, temperature
+        )
+        return logits_RV
+    dtype = logits_RV.dtype
+    logits_RV = _over_temperature(logits_RV, temperature)
+    logarithms_RV = logits_RV.sub_(log_sum_R[:, None])
+    of_loss_R1 = of_losses_R[:, None]
+    if of_entropies_R is None:
+        gradient_RV = logarithms_RV.exp_().mul_(of_loss_R1)
+    else:  # p · (∂loss − ∂entropy · (log p + H))
+        of_entropy_R1 = of_entropies_R[:, None]
+        gradient_RV = logarithms_RV.exp()
+        factor_RV = logarithms_RV.clamp_(min=LEAST_LOGARITHM).mul_(-of_entropy_R1)
+        gradient_RV.mul_(factor_RV.add_(of_loss_R1 - of_entropy_R1 * entropy_R[:, None]))
+    local_R, mine_R = vocabulary.own(labels_R)
+    gradient_RV.scatter_add_(1, local_R[:, None], torch.where(mine_R[:, None], -of_loss_R1, 0.0))
+    if temperature != 1:
+        gradient_RV.div_(temperature)
+    return gradient_RV.to(dtype)
+
+
+def _over_temperature(logits_RV: Tensor, temperature: float) -> Tensor:
+    """In float32 at least, and in the memory of the logits if they are."""
+    wide_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
+    return wide_RV if temperature == 1 else wide_RV.div_(temperature)
 
 
 def _over_ranks(log_sum_T: Tensor, entropy_T: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:

@@ -5,28 +5,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from llmscale_kernels.cpu.library import LANES, library_for, run, type_and_threads
-
-ROWS_OF_A_PART = 64
-"""Of which a part of the weight's gradient is the sum: fixed, so that it does not depend on threads."""
+from llmscale_kernels.cpu import norm as cpu
+from llmscale_kernels.dispatch import takes_triton
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`hidden / sqrt(mean(hidden²) + epsilon) * weight` (arXiv:1910.07467), in hidden's dtype.
 
-    Computed in float32 at least. On a GPU torch's own fused operation is taken.
+    Computed in float32 at least. On a GPU without Triton torch's own fused operation is taken.
 
     Args:
         hidden: [..., H].
         weight: [H].
         epsilon: added to the mean square.
     """
+    if takes_triton(hidden):
+        from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.rms_norm(hidden, weight, epsilon)
     if hidden.is_cuda:
         return F.rms_norm(hidden, (hidden.shape[-1],), weight, epsilon)
-    if hidden.shape[-1] % LANES == 0 and hidden.dtype == weight.dtype and library_for(hidden) is not None:
-        return _CompiledRMSNorm.apply(hidden, weight, epsilon)  # pyright: ignore[reportReturnType]
+    if cpu.fits(hidden, weight):
+        return cpu.rms_norm(hidden, weight, epsilon)
     return _RMSNorm.apply(hidden, weight, epsilon)  # pyright: ignore[reportReturnType]
 
 
@@ -37,33 +38,11 @@ def rms_norm_reference(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor
 
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """`(hidden - mean) / sqrt(variance + epsilon) * weight + bias` (arXiv:1607.06450); shapes as above."""
+    if takes_triton(hidden):
+        from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.layer_norm(hidden, weight, bias, epsilon)
     return F.layer_norm(hidden, (hidden.shape[-1],), weight, bias, epsilon)
-
-
-class _CompiledRMSNorm(torch.autograd.Function):
-    """cpu/norm.cpp: one pass over memory each way."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        hidden, weight = hidden.contiguous(), weight.contiguous()
-        output, size = torch.empty_like(hidden), hidden.shape[-1]
-        scales = torch.empty(hidden.numel() // size)
-        pointers = (hidden.data_ptr(), weight.data_ptr(), output.data_ptr(), scales.data_ptr())
-        run("rms_norm_forward", *pointers, len(scales), size, epsilon, *type_and_threads(hidden))
-        ctx.save_for_backward(hidden, weight, scales)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, weight, scales = ctx.saved_tensors
-        gradient, size = gradients[0].contiguous(), hidden.shape[-1]
-        parts = -(-len(scales) // ROWS_OF_A_PART)
-        hidden_gradient, weight_gradients = torch.empty_like(hidden), torch.zeros(parts, size)
-        tensors = (hidden, weight, scales, gradient, hidden_gradient, weight_gradients)
-        pointers = (tensor.data_ptr() for tensor in tensors)
-        run("rms_norm_backward", *pointers, len(scales), size, parts, *type_and_threads(hidden))
-        return hidden_gradient, weight_gradients.sum(0).to(weight.dtype), None
 
 
 class _RMSNorm(torch.autograd.Function):

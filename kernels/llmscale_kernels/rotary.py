@@ -7,13 +7,14 @@ gradient instead of joining three.
 Shapes: S sequence, B batch, N query heads, K key-value heads, D head size.
 """
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from llmscale_kernels.cpu.library import LANES, Strides, library_for, run, type_and_threads
+from llmscale_kernels.cpu import rotary as cpu
+from llmscale_kernels.dispatch import takes_triton
 
 
 def split_and_rotate(
@@ -48,6 +49,7 @@ class _Rotate(torch.autograd.Function):
         return _turn(heads_SBND, cosine_SBD, sine_SBD, torch.empty_like(heads_SBND), sign=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cosine_SBD, sine_SBD = ctx.saved_tensors
         gradient = gradients[0]
@@ -75,6 +77,7 @@ class _SplitAndRotate(torch.autograd.Function):
         return query, key, value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         cosine_SBD, sine_SBD = ctx.saved_tensors
         query, key, value = gradients
@@ -87,44 +90,17 @@ class _SplitAndRotate(torch.autograd.Function):
         return mixed, None, None, None, None
 
 
-class _Call(ctypes.Structure):
-    """`RotaryCall` of cpu/rotary.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("from_", "cosine", "sine", "to")),
-        *((name, Strides) for name in ("of_from", "of_to", "of_angles")),
-        *((name, ctypes.c_int64) for name in ("positions", "rows", "heads", "head_size")),
-        ("sign", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("is_bfloat16", "threads")),
-    ]
-
-
 def _turn(heads: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor, out: Tensor, sign: int) -> Tensor:
     """Turn by the angles (`sign` 1) or back (-1), into `out`."""
-    if _is_compiled_for(heads, cosine_SBD, sine_SBD):
-        _turn_compiled(heads, cosine_SBD, sine_SBD, out, sign)
-        return out
+    if takes_triton(heads):
+        from llmscale_kernels.gpu import rotary as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.turn(heads, cosine_SBD, sine_SBD, out, sign)
+    if cpu.fits(heads, cosine_SBD, sine_SBD):
+        return cpu.turn(heads, cosine_SBD, sine_SBD, out, sign)
     half = heads.shape[-1] // 2
     cosine, sine = cosine_SBD[..., None, :half], sine_SBD[..., None, :half]
     first, second = heads[..., :half], heads[..., half:]
     torch.mul(first, cosine, out=out[..., :half]).addcmul_(second, sine, value=-sign)
     torch.mul(second, cosine, out=out[..., half:]).addcmul_(first, sine, value=sign)
     return out
-
-
-def _is_compiled_for(heads: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor) -> bool:
-    if heads.shape[-1] % (2 * LANES) or cosine_SBD.dtype != heads.dtype:
-        return False
-    is_plain = all(tensor.stride(-1) == 1 for tensor in (heads, cosine_SBD, sine_SBD))
-    return is_plain and cosine_SBD.stride() == sine_SBD.stride() and library_for(heads) is not None
-
-
-def _turn_compiled(heads: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor, out: Tensor, sign: int) -> None:
-    """cpu/rotary.cpp."""
-    sequence, batch, count, size = heads.shape
-    is_bfloat16, threads = type_and_threads(heads)
-    pointers = (x.data_ptr() for x in (heads, cosine_SBD, sine_SBD, out))
-    angles = Strides(cosine_SBD.stride(0), cosine_SBD.stride(1) if cosine_SBD.shape[1] > 1 else 0, 0)
-    strides = (Strides(*heads.stride()[:3]), Strides(*out.stride()[:3]), angles)
-    call = _Call(*pointers, *strides, sequence, batch, count, size, sign, is_bfloat16, threads)
-    run("rotary", ctypes.byref(call))

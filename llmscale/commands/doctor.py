@@ -148,6 +148,7 @@ def torch_rows() -> Iterator[Row]:
         return
     import torch  # noqa: PLC0415 -- only this part needs it
     import torch.distributed  # noqa: PLC0415
+    from llmscale_kernels.dispatch import path_and_reason  # noqa: PLC0415 -- loads torch
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -159,6 +160,7 @@ def torch_rows() -> Iterator[Row]:
         yield torch.distributed.is_gloo_available(), "collectives", "gloo"
     yield True, "threads", f"{torch.get_num_threads()} here; cluster.threads sets them for each rank"
     yield from products()
+    yield True, "element-wise kernels", path_and_reason(torch.cuda.is_available())
     yield from extensions()
 
 

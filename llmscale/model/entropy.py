@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from llmscale_kernels.dispatch import takes_triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
@@ -37,31 +38,9 @@ class _CrossEntropyAndEntropy(torch.autograd.Function):
         columns: int,
         group: ProcessGroup | None,
     ) -> tuple[Tensor, Tensor]:
-        compute = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
-        log_sum_T, entropy_T, label_logit_T = torch.zeros(
-            3, len(labels_T), dtype=compute, device=logits_TV.device
+        log_sum_T, label_logit_T, entropy_T = _statistics(
+            logits_TV, labels_T, temperature, first_column, columns
         )
-        # Memory that is new in each turn costs more than what is computed in it.
-        shape = (2, min(ROWS_AT_ONCE, len(labels_T)), columns)
-        scratch_2RV = torch.empty(shape, dtype=compute, device=logits_TV.device)
-        for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            labels = labels_T[rows]
-            chunk, exponentials = scratch_2RV[:, : len(labels)]
-            chunk.copy_(logits_TV[rows, :columns])
-            if temperature != 1:
-                chunk.div_(temperature)
-            local, mine = _own(labels, first_column, columns)
-            label_logit_T[rows] = torch.where(mine, chunk.gather(1, local[:, None])[:, 0], 0.0)
-            # Of z less the largest one: H = log Σ exp − Σ exp · z / Σ exp.
-            largest = chunk.amax(dim=-1)
-            torch.exp(chunk.sub_(largest[:, None]), out=exponentials)
-            total = exponentials.sum(-1)
-            log_sum_T[rows] = largest + total.log()
-            products = exponentials.mul_(chunk.clamp_(min=LEAST_LOGARITHM))
-            entropy_T[rows] = total.log() - products.sum(-1) / total
-        if not columns:
-            log_sum_T.fill_(-torch.inf)
         if group is not None and group.size() > 1:
             log_sum_T, entropy_T = _over_ranks(log_sum_T, entropy_T, group)
             torch.distributed.all_reduce(label_logit_T, group=group)
@@ -76,31 +55,90 @@ class _CrossEntropyAndEntropy(torch.autograd.Function):
         logits_TV, labels_T, log_sum_T, entropy_T = ctx.saved_tensors
         of_loss_T, of_entropy_T = gradients
         of_loss_T = torch.zeros_like(log_sum_T) if of_loss_T is None else of_loss_T
-        columns = ctx.columns
-        logits_TV[:, columns:] = 0
-        for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            target = logits_TV[rows, :columns]
-            # In the logits' own memory where they are as wide as what is computed in.
-            logarithms = target.to(log_sum_T.dtype)
-            if ctx.temperature != 1:
-                logarithms.div_(ctx.temperature)
-            logarithms.sub_(log_sum_T[rows, None])
-            gradient = logarithms.exp_() if of_entropy_T is None else logarithms.exp()
-            loss = of_loss_T[rows, None]
-            if of_entropy_T is None:
-                gradient.mul_(loss)
-            else:  # p · (∂loss − ∂entropy · (log p + H))
-                entropy = of_entropy_T[rows, None]
-                factor = logarithms.clamp_(min=LEAST_LOGARITHM).mul_(-entropy)
-                gradient.mul_(factor.add_(loss - entropy * entropy_T[rows, None]))
-            local, mine = _own(labels_T[rows], ctx.first_column, columns)
-            gradient.scatter_add_(1, local[:, None], torch.where(mine[:, None], -loss, 0.0))
-            if ctx.temperature != 1:
-                gradient.div_(ctx.temperature)
-            if gradient is not target:
-                target.copy_(gradient)
+        _gradient_in_place(
+            *(logits_TV, labels_T, ctx.temperature, ctx.first_column, ctx.columns),
+            *(log_sum_T, of_loss_T, entropy_T, of_entropy_T),
+        )
         return logits_TV, None, None, None, None, None
+
+
+def _statistics(
+    logits_TV: Tensor, labels_T: Tensor, temperature: float, first_column: int, columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the sum of exponentials over this rank's columns, the label's logit, 0 where it is not here, and
+    the entropy of these columns alone."""
+    if takes_triton(logits_TV):
+        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.statistics(logits_TV, labels_T, first_column, columns, temperature, with_entropy=True)
+    compute = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
+    log_sum_T, entropy_T, label_logit_T = torch.zeros(
+        3, len(labels_T), dtype=compute, device=logits_TV.device
+    )
+    # Memory that is new in each turn costs more than what is computed in it.
+    shape = (2, min(ROWS_AT_ONCE, len(labels_T)), columns)
+    scratch_2RV = torch.empty(shape, dtype=compute, device=logits_TV.device)
+    for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        labels = labels_T[rows]
+        chunk, exponentials = scratch_2RV[:, : len(labels)]
+        chunk.copy_(logits_TV[rows, :columns])
+        if temperature != 1:
+            chunk.div_(temperature)
+        local, mine = _own(labels, first_column, columns)
+        label_logit_T[rows] = torch.where(mine, chunk.gather(1, local[:, None])[:, 0], 0.0)
+        # Of z less the largest one: H = log Σ exp − Σ exp · z / Σ exp.
+        largest = chunk.amax(dim=-1)
+        torch.exp(chunk.sub_(largest[:, None]), out=exponentials)
+        total = exponentials.sum(-1)
+        log_sum_T[rows] = largest + total.log()
+        products = exponentials.mul_(chunk.clamp_(min=LEAST_LOGARITHM))
+        entropy_T[rows] = total.log() - products.sum(-1) / total
+    if not columns:
+        log_sum_T.fill_(-torch.inf)
+    return log_sum_T, label_logit_T, entropy_T
+
+
+def _gradient_in_place(
+    logits_TV: Tensor,
+    labels_T: Tensor,
+    temperature: float,
+    first_column: int,
+    columns: int,
+    log_sum_T: Tensor,
+    of_loss_T: Tensor,
+    entropy_T: Tensor,
+    of_entropy_T: Tensor | None,
+) -> None:
+    if takes_triton(logits_TV):
+        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
+
+        place = labels_T, first_column, columns
+        gpu.gradient_in_place(logits_TV, *place, log_sum_T, of_loss_T, entropy_T, of_entropy_T, temperature)
+        return
+    logits_TV[:, columns:] = 0
+    for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        target = logits_TV[rows, :columns]
+        # In the logits' own memory where they are as wide as what is computed in.
+        logarithms = target.to(log_sum_T.dtype)
+        if temperature != 1:
+            logarithms.div_(temperature)
+        logarithms.sub_(log_sum_T[rows, None])
+        gradient = logarithms.exp_() if of_entropy_T is None else logarithms.exp()
+        loss = of_loss_T[rows, None]
+        if of_entropy_T is None:
+            gradient.mul_(loss)
+        else:  # p · (∂loss − ∂entropy · (log p + H))
+            entropy = of_entropy_T[rows, None]
+            factor = logarithms.clamp_(min=LEAST_LOGARITHM).mul_(-entropy)
+            gradient.mul_(factor.add_(loss - entropy * entropy_T[rows, None]))
+        local, mine = _own(labels_T[rows], first_column, columns)
+        gradient.scatter_add_(1, local[:, None], torch.where(mine[:, None], -loss, 0.0))
+        if temperature != 1:
+            gradient.div_(temperature)
+        if gradient is not target:
+            target.copy_(gradient)
 
 
 def _own(labels_T: Tensor, first_column: int, columns: int) -> tuple[Tensor, Tensor]:

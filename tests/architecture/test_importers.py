@@ -21,12 +21,13 @@ ONLY_IMPORTERS = {
     "ray": ("llmscale_launcher.ray", "llmscale.rlhf.workers"),
     "wandb": ("llmscale.runtime",),
     "datasets": ("llmscale.data",),
+    "triton": ("llmscale_kernels.gpu",),
 }
 
 TORCH_FREE = ("llmscale.config", "llmscale.plan", "llmscale_launcher", "llmscale.cli")
 
 
-OPTIONAL = ("wandb", "datasets", "pyarrow", "zstandard", "matplotlib", "ray")
+OPTIONAL = ("wandb", "datasets", "pyarrow", "zstandard", "matplotlib", "ray", "llmscale_kernels.gpu")
 """What a run may do without, and which is therefore imported only where it is asked for."""
 
 

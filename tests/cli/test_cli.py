@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from llmscale_kernels.dispatch import path_and_reason
 
 from tests.cli.synthetic import make_run
 
@@ -180,3 +182,5 @@ def test_doctor_finds_this_installation_sound(repository: Path) -> None:
     result = llmscale(repository, "doctor")
     assert "megatron-core" in result.stdout and "deepspeed" in result.stdout
     assert "C++ compiler" in result.stdout
+    assert "element-wise kernels" in result.stdout
+    assert path_and_reason(torch.cuda.is_available()) in result.stdout

@@ -22,10 +22,10 @@ float log_sum(const T* logits, int64_t columns) {
 
 }  // namespace
 
-// logits: [rows, stride], of which `columns` count. labels count from this rank's first column.
+// logits: [rows, width], of which the first `columns` count. labels count from this rank's first column.
 extern "C" void cross_entropy_forward(const void* logits, const int64_t* labels, float* log_sums, float* label_logits,
-                                      int64_t rows, int64_t stride, int64_t columns, int32_t is_bfloat16,
-                                      int32_t threads) {
+                                      int64_t rows, int64_t stride, int64_t, int64_t columns,
+                                      int32_t is_bfloat16, int32_t threads) {
   FOR_TYPE(is_bfloat16, {
     _Pragma("omp parallel for schedule(static) num_threads(threads)")
     for (int64_t row = 0; row < rows; ++row) {
@@ -38,8 +38,8 @@ extern "C" void cross_entropy_forward(const void* logits, const int64_t* labels,
 }
 
 extern "C" void cross_entropy_backward(void* logits, const int64_t* labels, const float* log_sums,
-                                       const float* gradients, int64_t rows, int64_t stride, int64_t columns,
-                                       int32_t is_bfloat16, int32_t threads) {
+                                       const float* gradients, int64_t rows, int64_t stride, int64_t width,
+                                       int64_t columns, int32_t is_bfloat16, int32_t threads) {
   FOR_TYPE(is_bfloat16, {
     _Pragma("omp parallel for schedule(static) num_threads(threads)")
     for (int64_t row = 0; row < rows; ++row) {
@@ -54,7 +54,7 @@ extern "C" void cross_entropy_backward(void* logits, const int64_t* labels, cons
         const float likely = std::exp(label_logit - log_sums[row]);
         store_part(from + labels[row], 1, (Vector{} + (likely - 1)) * gradients[row]);
       }
-      std::memset(from + columns, 0, (stride - columns) * sizeof(T));
+      std::memset(from + columns, 0, (width - columns) * sizeof(T));
     }
   })
 }

@@ -15,8 +15,8 @@ from llmscale_kernels.cpu import build
 SIGNATURES = {
     "attention_forward": "p",
     "attention_backward": "p",
-    "cross_entropy_forward": "ppppnnnii",
-    "cross_entropy_backward": "ppppnnnii",
+    "cross_entropy_forward": "ppppnnnnii",
+    "cross_entropy_backward": "ppppnnnnii",
     "decode": "p",
     "rms_norm_forward": "ppppnnfii",
     "rms_norm_backward": "ppppppnnnii",

@@ -27,6 +27,7 @@ FUNCTIONS: dict[str, Kind] = {
     "_Attention": "attention",
     "_RMSNorm": "norms",
     "_CompiledRMSNorm": "norms",
+    "_Norm": "norms",
     "_SwiGLU": "activation",
     "_CompiledSwiGLU": "activation",
     "_Rotate": "rotary positions",
