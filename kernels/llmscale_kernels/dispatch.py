@@ -1,4 +1,5 @@
-"""Who computes the element-wise operations: Triton's kernels on GPUs, torch everywhere else.
+"""Who computes the element-wise operations: Triton's kernels on GPUs, else those of `llmscale_kernels.cpu`
+where they are built, else torch.
 
 Triton comes with torch's wheels for GPUs. Nothing here imports it: `llmscale_kernels.gpu` does, which is
 imported when the first operation takes it, so never in a run on CPUs.
@@ -44,7 +45,7 @@ def path_and_reason(has_gpu: bool) -> str:
     if is_switched_off():
         return f"torch ({SWITCH}=0)"
     if not has_gpu and not is_interpreted():
-        return "torch (no CUDA device)"
+        return "those for CPUs (no CUDA device)"
     if not has_triton():
         return "torch (Triton is not installed)"
     return f"Triton {_version()}" + (f" in its interpreter ({INTERPRETER}=1)" if is_interpreted() else "")

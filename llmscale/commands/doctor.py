@@ -148,7 +148,8 @@ def torch_rows() -> Iterator[Row]:
         return
     import torch  # noqa: PLC0415 -- only this part needs it
     import torch.distributed  # noqa: PLC0415
-    from llmscale_kernels.dispatch import path_and_reason  # noqa: PLC0415 -- loads torch
+    from llmscale_kernels.cpu import library  # noqa: PLC0415 -- loads torch
+    from llmscale_kernels.dispatch import path_and_reason  # noqa: PLC0415
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -161,6 +162,8 @@ def torch_rows() -> Iterator[Row]:
     yield True, "threads", f"{torch.get_num_threads()} here; cluster.threads sets them for each rank"
     yield from products()
     yield True, "element-wise kernels", path_and_reason(torch.cuda.is_available())
+    choice = library.choice()
+    yield choice.library is not None, "kernels for CPUs", choice.reason
     yield from extensions()
 
 

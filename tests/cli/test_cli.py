@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from llmscale_kernels.cpu import library
 from llmscale_kernels.dispatch import path_and_reason
 
 from tests.cli.synthetic import make_run
@@ -184,3 +185,4 @@ def test_doctor_finds_this_installation_sound(repository: Path) -> None:
     assert "C++ compiler" in result.stdout
     assert "element-wise kernels" in result.stdout
     assert path_and_reason(torch.cuda.is_available()) in result.stdout
+    assert "kernels for CPUs" in result.stdout and library.choice().reason in result.stdout

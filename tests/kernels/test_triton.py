@@ -95,7 +95,7 @@ def decision() -> tuple[bool, bool]:
 
 def test_gpus_take_triton(machine: pytest.MonkeyPatch) -> None:
     assert decision() == (False, True)
-    assert path_and_reason(has_gpu=False) == "torch (no CUDA device)"
+    assert path_and_reason(has_gpu=False) == "those for CPUs (no CUDA device)"
     assert path_and_reason(has_gpu=True).startswith("Triton ")
 
 

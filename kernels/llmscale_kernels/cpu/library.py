@@ -51,7 +51,7 @@ def run(name: str, *arguments: Any) -> None:
     library = loaded()
     assert library is not None
     function = getattr(library, name)
-    if torch.autograd._profiler_enabled():
+    if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
         with record_function(f"llmscale::{name.removesuffix('_forward')}"):
             function(*arguments)
     else:

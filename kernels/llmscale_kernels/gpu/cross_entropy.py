@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmscale_kernels.gpu.launch import launch
+from llmscale_kernels.gpu.launch import launch, parts_of, power_of_2
 from llmscale_kernels.gpu.widened import widened
 
 COLUMNS = 4096
@@ -160,7 +160,7 @@ def gradient_in_place(
     with_padding = logits_TV.shape[1]
     at_once = _at_once(with_padding)
     launch(
-        *(_gradient, (len(labels_T), triton.cdiv(with_padding, at_once))),
+        *(_gradient, (len(labels_T), parts_of(with_padding, at_once))),
         *(logits_TV, labels_T.contiguous(), *(x if x is None else x.contiguous() for x in per_token)),
         *(*logits_TV.stride(), first_column, columns, with_padding),
         TEMPERATURE=temperature,
@@ -172,4 +172,4 @@ def gradient_in_place(
 
 
 def _at_once(columns: int) -> int:
-    return min(COLUMNS, triton.next_power_of_2(max(1, columns)))
+    return min(COLUMNS, power_of_2(max(1, columns)))

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmscale_kernels.gpu.launch import launch
+from llmscale_kernels.gpu.launch import launch, parts_of, power_of_2
 from llmscale_kernels.gpu.widened import widened
 
 ELEMENTS_AT_ONCE = 2048
@@ -119,7 +119,7 @@ class _Norm(torch.autograd.Function):
         mean_T = None if bias is None else torch.empty_like(scale_T)
         sizes = _sizes(hidden_TH)
         launch(
-            *(_forward, (triton.cdiv(len(hidden_TH), sizes["ROWS"]),)),
+            *(_forward, (parts_of(len(hidden_TH), sizes["ROWS"]),)),
             *(hidden_TH, weight.contiguous(), None if bias is None else bias.contiguous()),
             *(out_TH, mean_T, scale_T, *hidden_TH.shape),
             EPSILON=epsilon,
@@ -135,7 +135,7 @@ class _Norm(torch.autograd.Function):
         hidden_TH, weight, bias, mean_T, scale_T = ctx.saved_tensors
         of_hidden_TH = torch.empty_like(hidden_TH)
         sizes = _sizes(hidden_TH)
-        parts = min(MOST_PARTS, triton.cdiv(len(hidden_TH), sizes["ROWS"]))
+        parts = min(MOST_PARTS, parts_of(len(hidden_TH), sizes["ROWS"]))
         of_weight_PH = torch.empty(parts, len(weight), dtype=scale_T.dtype, device=weight.device)
         of_bias_PH = None if bias is None else torch.empty_like(of_weight_PH)
         launch(
@@ -175,6 +175,6 @@ def _as_rows(tensor: Tensor) -> Tensor:
 
 def _sizes(hidden_TH: Tensor) -> dict[str, int]:
     """Of what a program has at a time, and by how many threads: 16 elements each, in small rows fewer."""
-    features = triton.next_power_of_2(hidden_TH.shape[-1])
+    features = power_of_2(hidden_TH.shape[-1])
     rows = max(1, ELEMENTS_AT_ONCE // features)
     return {"ROWS": rows, "FEATURES": features, "num_warps": min(16, max(4, rows * features // 512))}

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmscale_kernels.gpu.launch import launch
+from llmscale_kernels.gpu.launch import launch, parts_of, power_of_2
 from llmscale_kernels.gpu.widened import widened
 
 PAIRS_AT_ONCE = 1024
@@ -71,10 +71,10 @@ def turn(heads_SBND: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor, out_SBND: Ten
     sequence, batch, count, size = heads_SBND.shape
     # Both have the same strides then: 0 where all rows of the batch share the angles.
     cosine_SBD, sine_SBD = (x.contiguous().expand(-1, batch, -1) for x in (cosine_SBD, sine_SBD))
-    pairs = triton.next_power_of_2(size // 2)
-    heads_at_once = min(max(1, PAIRS_AT_ONCE // pairs), triton.next_power_of_2(count))
+    pairs = power_of_2(size // 2)
+    heads_at_once = min(max(1, PAIRS_AT_ONCE // pairs), power_of_2(count))
     launch(
-        *(_turn, (sequence * batch, triton.cdiv(count, heads_at_once))),
+        *(_turn, (sequence * batch, parts_of(count, heads_at_once))),
         *(heads_SBND, cosine_SBD, sine_SBD, out_SBND, batch, count, size // 2),
         *heads_SBND.stride(),
         *out_SBND.stride(),

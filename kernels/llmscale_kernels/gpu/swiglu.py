@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmscale_kernels.gpu.launch import launch
+from llmscale_kernels.gpu.launch import launch, parts_of
 from llmscale_kernels.gpu.widened import widened
 
 FEATURES = 1024
@@ -78,4 +78,4 @@ def swiglu(gate_and_up: Tensor) -> Tensor:
 def _programs(out: Tensor) -> tuple[int, int]:
     """Rows, and pieces of a row."""
     features = max(1, out.shape[-1])
-    return out.numel() // features, triton.cdiv(features, FEATURES)
+    return out.numel() // features, parts_of(features, FEATURES)
