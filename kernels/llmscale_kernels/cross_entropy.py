@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from llmscale_kernels.cpu import cross_entropy as cpu
-from llmscale_kernels.dispatch import takes_triton
+from llmscale_kernels.dispatch import softmax_kernels
 
 ROWS_AT_ONCE = 256
 """Tokens worked on at a time: their float32 copy stays in the cache."""
@@ -51,13 +50,10 @@ def _statistics(
     logits_TV: Tensor, labels_T: Tensor, first_column: int, columns: int
 ) -> tuple[Tensor, Tensor]:
     """Log of the sum of exponentials over this rank's columns, and the label's logit or 0."""
-    if takes_triton(logits_TV):
-        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
-
-        log_sum_T, label_logit_T, _ = gpu.statistics(logits_TV, labels_T, first_column, columns)
+    kernels = softmax_kernels(logits_TV)
+    if kernels is not None:
+        log_sum_T, label_logit_T, _ = kernels.statistics(logits_TV, labels_T, first_column, columns)
         return log_sum_T, label_logit_T
-    if cpu.fits(logits_TV):
-        return cpu.statistics(logits_TV, labels_T - first_column, columns)
     compute = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
     log_sum_T = torch.empty(labels_T.shape, dtype=compute, device=logits_TV.device)
     label_logit_T = torch.empty_like(log_sum_T)
@@ -80,13 +76,9 @@ def _gradient_in_place(
     log_sum_T: Tensor,
     gradient_T: Tensor,
 ) -> None:
-    if takes_triton(logits_TV):
-        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
-
-        gpu.gradient_in_place(logits_TV, labels_T, first_column, columns, log_sum_T, gradient_T)
-        return
-    if cpu.fits(logits_TV):
-        cpu.gradient_in_place(logits_TV, labels_T - first_column, columns, log_sum_T, gradient_T)
+    kernels = softmax_kernels(logits_TV)
+    if kernels is not None:
+        kernels.gradient_in_place(logits_TV, labels_T, first_column, columns, log_sum_T, gradient_T)
         return
     in_place = logits_TV.dtype == log_sum_T.dtype
     logits_TV[:, columns:] = 0

@@ -9,8 +9,11 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from types import ModuleType
 
 from torch import Tensor
+
+from llmscale_kernels.cpu import cross_entropy as cpu_cross_entropy
 
 SWITCH = "LLMSCALE_TRITON"
 """Environment variable: 0 leaves the operations to torch on GPUs, too."""
@@ -23,6 +26,16 @@ def takes_triton(tensor: Tensor) -> bool:
     if tensor.is_cuda:
         return has_triton() and not is_switched_off()
     return tensor.device.type == "cpu" and is_interpreted() and not is_switched_off()
+
+
+def softmax_kernels(logits_TV: Tensor) -> ModuleType | None:
+    """`llmscale_kernels.gpu.cross_entropy`, or that of `llmscale_kernels.cpu`, which has the same functions;
+    None where torch computes."""
+    if takes_triton(logits_TV):
+        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu
+    return cpu_cross_entropy if cpu_cross_entropy.fits(logits_TV) else None
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from llmscale_kernels.dispatch import takes_triton
+from llmscale_kernels.dispatch import softmax_kernels
 from llmscale_kernels.matmul import input_gradient, product, weight_gradient
 
 ELEMENTS_AT_ONCE = 1 << 24
@@ -155,10 +155,9 @@ def _statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log of the sum of exponentials, the label's logit, 0 where it is not here, and the entropy, 0 unless it
     is asked for, of this rank's columns; the logits are used up."""
-    if takes_triton(logits_RV):
-        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
-
-        return gpu.statistics(
+    kernels = softmax_kernels(logits_RV)
+    if kernels is not None:
+        return kernels.statistics(
             logits_RV, labels_R, vocabulary.first_column, vocabulary.columns, temperature, with_entropy
         )
     logits_RV = _over_temperature(logits_RV, temperature)
@@ -186,11 +185,10 @@ def _gradient(
     of_entropies_R: Tensor | None,
 ) -> Tensor:
     """By the logits, in their dtype; they are used up."""
-    if takes_triton(logits_RV):
-        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
-
+    kernels = softmax_kernels(logits_RV)
+    if kernels is not None:
         place = labels_R, vocabulary.first_column, vocabulary.columns
-        gpu.gradient_in_place(
+        kernels.gradient_in_place(
             logits_RV, *place, log_sum_R, of_losses_R, entropy_R, of_entropies_R, temperature
         )
         return logits_RV

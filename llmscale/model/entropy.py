@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-from llmscale_kernels.dispatch import takes_triton
+from llmscale_kernels.dispatch import softmax_kernels
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
@@ -67,10 +67,9 @@ def _statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log of the sum of exponentials over this rank's columns, the label's logit, 0 where it is not here, and
     the entropy of these columns alone."""
-    if takes_triton(logits_TV):
-        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
-
-        return gpu.statistics(logits_TV, labels_T, first_column, columns, temperature, with_entropy=True)
+    kernels = softmax_kernels(logits_TV)
+    if kernels is not None:
+        return kernels.statistics(logits_TV, labels_T, first_column, columns, temperature, with_entropy=True)
     compute = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
     log_sum_T, entropy_T, label_logit_T = torch.zeros(
         3, len(labels_T), dtype=compute, device=logits_TV.device
@@ -110,11 +109,12 @@ def _gradient_in_place(
     entropy_T: Tensor,
     of_entropy_T: Tensor | None,
 ) -> None:
-    if takes_triton(logits_TV):
-        from llmscale_kernels.gpu import cross_entropy as gpu  # noqa: PLC0415 -- only there is Triton
-
+    kernels = softmax_kernels(logits_TV)
+    if kernels is not None:
         place = labels_T, first_column, columns
-        gpu.gradient_in_place(logits_TV, *place, log_sum_T, of_loss_T, entropy_T, of_entropy_T, temperature)
+        kernels.gradient_in_place(
+            logits_TV, *place, log_sum_T, of_loss_T, entropy_T, of_entropy_T, temperature
+        )
         return
     logits_TV[:, columns:] = 0
     for start in range(0, len(labels_T) if columns else 0, ROWS_AT_ONCE):

@@ -84,7 +84,7 @@ def test_cross_entropy_of_a_part_of_the_vocabulary(dtype: torch.dtype, columns: 
     logits = (3 * torch.randn(70, width)).to(dtype)
     labels = torch.randint(-20, 120, (70,))
     mine = (labels >= 0) & (labels < columns)
-    log_sums, label_logits = compiled_cross_entropy.statistics(logits, labels, columns)
+    log_sums, label_logits, _ = compiled_cross_entropy.statistics(logits, labels + 1000, 1000, columns)
     wide = logits.double()[:, :columns]
     torch.testing.assert_close(log_sums.double(), torch.logsumexp(wide, 1), rtol=1e-6, atol=1e-6)
     picked = wide[torch.arange(70)[mine], labels[mine]]
@@ -95,8 +95,40 @@ def test_cross_entropy_of_a_part_of_the_vocabulary(dtype: torch.dtype, columns: 
     expected[:, :columns] = (wide - elsewhere.double()[:, None]).exp()
     expected[torch.arange(70)[mine], labels[mine]] -= 1
     expected *= gradient.double()[:, None]
-    compiled_cross_entropy.gradient_in_place(logits, labels, columns, elsewhere, gradient)
+    compiled_cross_entropy.gradient_in_place(logits, labels, 0, columns, elsewhere, gradient)
     torch.testing.assert_close(logits.double(), expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_and_temperature(dtype: torch.dtype, temperature: float) -> None:
+    torch.manual_seed(0)
+    logits = (2 * torch.randn(40, 64)).to(dtype)
+    logits[3, 5] = -torch.inf
+    labels, of_losses, of_entropies = torch.randint(0, 50, (40,)), torch.randn(40), torch.randn(40)
+    wide = logits.double()[:, :50].requires_grad_()
+    logarithms = (wide / temperature).log_softmax(-1)
+    losses = -logarithms.gather(1, labels[:, None])[:, 0]
+    entropies = -(logarithms.exp() * logarithms.clamp_min(-1e4)).sum(-1)
+    (expected,) = torch.autograd.grad((losses * of_losses + entropies * of_entropies).sum(), wide)
+    log_sums, label_logits, found = compiled_cross_entropy.statistics(
+        logits, labels + 7, 7, 50, temperature, with_entropy=True
+    )
+    torch.testing.assert_close((log_sums - label_logits).double(), losses.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), entropies.detach(), rtol=1e-5, atol=1e-5)
+    compiled_cross_entropy.gradient_in_place(
+        logits, labels + 7, 7, 50, log_sums, of_losses, found, of_entropies, temperature
+    )
+    torch.testing.assert_close(logits[:, :50].double(), expected, **tolerance(dtype))
+    assert not logits[:, 50:].any()
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    logits = torch.randn(4, 16, requires_grad=True)
+    loss = cross_entropy(logits * 1, torch.arange(4), 0, 16).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_cross_entropy_far_from_zero_and_not_a_number() -> None:

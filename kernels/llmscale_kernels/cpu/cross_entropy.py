@@ -1,7 +1,10 @@
-"""Cross-entropy of rows of logits by cpu/cross_entropy.cpp.
+"""Softmax of logits and what losses need of it, by cross_entropy.cpp; with the functions of
+`llmscale_kernels.gpu.cross_entropy`.
 
-Labels count from this rank's first column here; those of other ranks lie outside its columns.
+Shapes: T tokens, V columns, padding included.
 """
+
+import ctypes
 
 import torch
 from torch import Tensor
@@ -14,29 +17,80 @@ def fits(logits_TV: Tensor) -> bool:
     return logits_TV.stride(-1) == 1 and library_for(logits_TV) is not None
 
 
-def statistics(logits_TV: Tensor, labels_T: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Log of the sum of exponentials of the first `columns`, and the label's logit or 0; [T], float32."""
-    log_sum_T, label_logit_T = torch.empty(len(labels_T)), torch.empty(len(labels_T))
-    _run("cross_entropy_forward", logits_TV, labels_T, log_sum_T, label_logit_T, columns)
-    return log_sum_T, label_logit_T
+def statistics(
+    logits_TV: Tensor,
+    labels_T: Tensor,
+    first_column: int,
+    columns: int,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each token, [T] in float32: the log of the sum of exponentials of these columns, minus infinity if
+    there are none; the label's logit over the temperature, 0 if it is not among them; and, where it is asked
+    for, the entropy of these columns alone, else zeros.
+
+    Args:
+        labels_T: int64, indices into the whole vocabulary.
+        first_column: index in the whole vocabulary of the first column.
+        columns: how many are no padding, which comes after them.
+        temperature: what the logits are divided by, above 0.
+    """
+    log_sum_T, label_logit_T, entropy_T = torch.zeros(3, len(labels_T))
+    tensors = {"log_sums": log_sum_T, "label_logits": label_logit_T}
+    if with_entropy:
+        tensors["entropies"] = entropy_T
+    local_T = labels_T - first_column
+    _run("cross_entropy_forward", logits_TV, columns, temperature, {"labels": local_T, **tensors})
+    return log_sum_T, label_logit_T, entropy_T
 
 
 def gradient_in_place(
-    logits_TV: Tensor, labels_T: Tensor, columns: int, log_sum_T: Tensor, gradient_T: Tensor
+    logits_TV: Tensor,
+    labels_T: Tensor,
+    first_column: int,
+    columns: int,
+    log_sum_T: Tensor,
+    of_loss_T: Tensor,
+    entropy_T: Tensor | None = None,
+    of_entropy_T: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> None:
-    """The gradient of the logits takes their place; that of columns beyond is 0.
+    """Puts the gradient of losses and entropies, both of the whole vocabulary, in the place of the logits;
+    that of padding is 0.
 
     Args:
-        log_sum_T: over all ranks, float32.
-        gradient_T: of the cross-entropy of each token, float32.
+        log_sum_T: of the whole vocabulary, as `statistics` has it of some columns; float32, as all others.
+        of_loss_T: gradient of something by the negative log-probabilities of the labels.
+        entropy_T: of the whole vocabulary; not needed without the next.
+        of_entropy_T: gradient of that thing by the entropies.
     """
-    _run("cross_entropy_backward", logits_TV, labels_T, log_sum_T, gradient_T.contiguous(), columns)
+    tensors = {"labels": labels_T - first_column, "log_sums": log_sum_T, "of_losses": of_loss_T}
+    if entropy_T is not None and of_entropy_T is not None:
+        tensors |= {"entropies": entropy_T, "of_entropies": of_entropy_T}
+    given = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _run("cross_entropy_backward", logits_TV, columns, temperature, given)
+    # Autograd knows nothing of it otherwise: a second backward pass has to be refused.
+    torch.autograd.graph.increment_version(logits_TV)
 
 
-def _run(
-    name: str, logits_TV: Tensor, labels_T: Tensor, first_T: Tensor, second_T: Tensor, columns: int
-) -> None:
-    labels_T = labels_T.contiguous()
-    pointers = (tensor.data_ptr() for tensor in (logits_TV, labels_T, first_T, second_T))
-    sizes = (len(labels_T), logits_TV.stride(0), logits_TV.shape[1], columns)
-    run(name, *pointers, *sizes, *type_and_threads(logits_TV))
+class _Call(ctypes.Structure):
+    """`CrossEntropyCall` of cross_entropy.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("logits", "labels", "log_sums", "label_logits", "entropies")),
+        *((name, ctypes.c_void_p) for name in ("of_losses", "of_entropies")),
+        *((name, ctypes.c_int64) for name in ("rows", "stride", "width", "columns")),
+        ("temperature", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("is_bfloat16", "threads")),
+    ]
+
+
+def _run(name: str, logits_TV: Tensor, columns: int, temperature: float, tensors: dict[str, Tensor]) -> None:
+    is_bfloat16, threads = type_and_threads(logits_TV)
+    rows, width = logits_TV.shape
+    call = _Call(
+        **{key: tensor.data_ptr() for key, tensor in {"logits": logits_TV, **tensors}.items()},
+        **{"rows": rows, "stride": logits_TV.stride(0), "width": width, "columns": columns},
+        **{"temperature": temperature, "is_bfloat16": is_bfloat16, "threads": threads},
+    )
+    run(name, ctypes.byref(call))

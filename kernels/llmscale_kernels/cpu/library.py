@@ -15,8 +15,8 @@ from llmscale_kernels.cpu import build
 SIGNATURES = {
     "attention_forward": "p",
     "attention_backward": "p",
-    "cross_entropy_forward": "ppppnnnnii",
-    "cross_entropy_backward": "ppppnnnnii",
+    "cross_entropy_forward": "p",
+    "cross_entropy_backward": "p",
     "decode": "p",
     "rms_norm_forward": "ppppnnfii",
     "rms_norm_backward": "ppppppnnnii",
