@@ -120,12 +120,13 @@ def both_ways(operation: Callable[..., Tensor], *inputs: Tensor) -> Work:
 def decoding(dtype: torch.dtype) -> tuple[str, Work, Work]:
     rows, behind = 64, 256
     keys, values = (torch.randn(rows, HEADS, behind, HEAD_SIZE).to(dtype) for _ in range(2))
-    query, places = torch.randn(rows, HEADS, HEAD_SIZE).to(dtype), torch.full((rows,), behind - 1)
+    query, key, value = (torch.randn(rows, HEADS, HEAD_SIZE).to(dtype) for _ in range(3))
+    places = torch.full((rows,), behind - 1)
     mask = torch.zeros(rows, 1, 1, behind, dtype=dtype)
     return (
         "decoding",
         lambda: F.scaled_dot_product_attention(query[:, :, None], keys, values, attn_mask=mask),
-        lambda: decode(query, keys, values, places),
+        lambda: decode(query, key, value, keys, values, places),
     )
 
 

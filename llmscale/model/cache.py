@@ -79,18 +79,18 @@ class KeyValueCache:
     def attend(self, query_1BND: Tensor, key_1BKD: Tensor, value_1BKD: Tensor, coming: NextTokens) -> Tensor:
         """Keep the keys and values of the tokens that come, and attend to all that each sees:
         [1, B, N × D]."""
-        self.keys_BKTD[coming.rows_B, :, coming.places_B] = key_1BKD[0]
-        self.values_BKTD[coming.rows_B, :, coming.places_B] = value_1BKD[0]
+        caches = (self.keys_BKTD, self.values_BKTD)
         if decode.fits(query_1BND[0], self.keys_BKTD):
-            caches = (self.keys_BKTD, self.values_BKTD)
-            attended = decode.decode(query_1BND[0], *caches, coming.places_B, coming.prefix, coming.window)
+            new = (query_1BND[0], key_1BKD[0], value_1BKD[0])
+            attended = decode.decode(*new, *caches, coming.places_B, coming.prefix, coming.window)
         else:
+            for kept, new in zip(caches, (key_1BKD, value_1BKD)):
+                kept[coming.rows_B, :, coming.places_B] = new[0]
             rows, kv_heads, head_size = key_1BKD.shape[1:]
             # Heads that share keys stand in a row as if they were a sequence, so that nothing is repeated.
             attended = F.scaled_dot_product_attention(
                 query_1BND.reshape(rows, kv_heads, -1, head_size),
-                self.keys_BKTD[:rows, :, : coming.longest],
-                self.values_BKTD[:rows, :, : coming.longest],
+                *(kept[:rows, :, : coming.longest] for kept in caches),
                 attn_mask=coming.seen_B1T[:, None],
             )
         return attended.reshape(1, len(coming.rows_B), -1)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from llmscale_kernels.matmul import packed_product
+from llmscale_kernels.swiglu import swiglu
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -97,11 +98,8 @@ def _attended(
 
 def _fed(feed_forward: FeedForward, hidden_1BH: Tensor) -> tuple[Tensor, Tensor | None]:
     inner = _column(feed_forward.linear_fc1, hidden_1BH)
-    if feed_forward.config.gated_linear_unit:
-        gate, up = inner.chunk(2, dim=-1)
-        inner = F.silu(gate).mul_(up)
-    else:
-        inner = F.gelu(inner, approximate="tanh")
+    is_gated = feed_forward.config.gated_linear_unit
+    inner = swiglu(inner) if is_gated else F.gelu(inner, approximate="tanh")
     return _row(feed_forward.linear_fc2, inner)
 
 

@@ -16,7 +16,7 @@ def plain(query_BND: Tensor, keys_BKTD: Tensor, values_BKTD: Tensor, seen_BT: Te
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("prefix", "window"), [(0, None), (5, None), (0, 7), (5, 7)])
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 16), (6, 2, 48)])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 16), (6, 2, 48), (2, 1, 80)])
 def test_equals_softmax(
     dtype: torch.dtype, prefix: int, window: int | None, heads: int, kv_heads: int, size: int
 ) -> None:
@@ -33,7 +33,12 @@ def test_equals_softmax(
     # What is not seen must not matter, not even if it is no number.
     for row, last in enumerate(last_B.tolist()):
         keys[row, :, last + 1 :] = values[row, :, last + 1 :] = torch.nan
-    output = decode(query, keys, values, last_B, prefix, window)
+    new_key, new_value = keys[range(rows), :, last_B].clone(), values[range(rows), :, last_B].clone()
+    for kept in (keys, values):
+        kept[range(rows), :, last_B] = torch.nan
+    output = decode(query, new_key, new_value, keys, values, last_B, prefix, window)
+    assert torch.equal(keys[range(rows), :, last_B], new_key)
+    assert torch.equal(values[range(rows), :, last_B], new_value)
     expected = plain(query, keys[:rows].nan_to_num(), values[:rows].nan_to_num(), seen_BT)
     assert output.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2

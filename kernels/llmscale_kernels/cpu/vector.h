@@ -79,16 +79,27 @@ inline void store_part(T* to, int64_t count, Vector vector) {
   std::memcpy(to, held, count * sizeof(T));
 }
 
+// Halves are taken together until one lane is left: in so many steps as the number of lanes has bits.
+typedef float Quarter __attribute__((vector_size(16)));
+typedef int32_t Order __attribute__((vector_size(16)));
+
+template <typename Combine>
+inline float reduced(Vector vector, Combine combine) {
+  Quarter parts[LANES / 4];
+  std::memcpy(parts, &vector, sizeof vector);
+  for (int count = LANES / 8; count; count /= 2)
+    for (int part = 0; part < count; ++part) parts[part] = combine(parts[part], parts[part + count]);
+  Quarter all = combine(parts[0], __builtin_shuffle(parts[0], Order{2, 3, 0, 1}));
+  all = combine(all, __builtin_shuffle(all, Order{1, 0, 3, 2}));
+  return all[0];
+}
+
 inline float sum(Vector vector) {
-  float total = 0;
-  for (int lane = 0; lane < LANES; ++lane) total += vector[lane];
-  return total;
+  return reduced(vector, [](Quarter a, Quarter b) { return a + b; });
 }
 
 inline float largest(Vector vector) {
-  float found = vector[0];
-  for (int lane = 1; lane < LANES; ++lane) found = vector[lane] > found ? vector[lane] : found;
-  return found;
+  return reduced(vector, [](Quarter a, Quarter b) { return a > b ? a : b; });
 }
 
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
