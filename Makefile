@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m llmscale.run.build_ops
 	@touch $@
 
-$(KERNELS): $(INSTALLED) $(wildcard kernels/llmscale_kernels/cpu/*)
+$(KERNELS): $(INSTALLED) $(wildcard $(addprefix kernels/llmscale_kernels/cpu/,*.cpp *.h build.py))
 	$(BIN)/python -m llmscale_kernels.cpu.build
 	@touch $@
 

@@ -6,8 +6,8 @@ Shapes: S tokens of a row, B rows, N query heads, K key-value heads, D head size
 """
 
 import ctypes
+import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -116,7 +116,7 @@ def _run(
 ) -> None:
     query, key = tensors["query"], tensors["key"]
     is_bfloat16, threads = type_and_threads(query)
-    documents = torch.tensor(_table(lengths, len(query)), dtype=torch.int64)
+    documents = _table(lengths, len(query))
     call = _Call(
         log_sums=log_sums_BNS.data_ptr(),
         documents=documents.data_ptr(),
@@ -135,8 +135,12 @@ def _run(
     run(name, ctypes.byref(call))
 
 
-def _table(lengths: Lengths, sequence: int) -> Sequence[tuple[int, int, int]]:
-    """Row, first position and length of every document, the longest first: threads then end together."""
+@functools.lru_cache(maxsize=64)
+def _table(lengths: Lengths, sequence: int) -> Tensor:
+    """Row, first position and length of every document, the longest first: threads then end together.
+
+    All layers ask for the same one.
+    """
     documents: list[tuple[int, int, int]] = []
     for row, row_lengths in enumerate(lengths):
         if sum(row_lengths) != sequence:
@@ -145,4 +149,4 @@ def _table(lengths: Lengths, sequence: int) -> Sequence[tuple[int, int, int]]:
         for length in row_lengths:
             documents.append((row, start, length))
             start += length
-    return sorted(documents, key=lambda document: -document[2])
+    return torch.tensor(sorted(documents, key=lambda document: -document[2]), dtype=torch.int64)

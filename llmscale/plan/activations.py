@@ -84,7 +84,8 @@ def layer_elements_per_token(config: Config) -> float:
     model, tensor = config.model, config.parallel.tensor
     query = model.heads * model.head_size_or_default
     key = model.kv_heads_or_default * model.head_size_or_default
-    # Where heads lie together for attention, its output is copied once to lie token by token again.
+    # Where heads lie together for torch's attention, its output is copied once to lie token by token again.
+    # The kernel of CPUs does without.
     rearranged = model.family in ("llama", "mistral") and config.train.micro_batch_size > 1
     projected, attended = query + 2 * key, query * (2 if rearranged else 1)
     turned = query + key if model.family == "qwen3" else 0

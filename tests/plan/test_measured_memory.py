@@ -7,9 +7,11 @@ finds them. Activations: storages that autograd keeps, at the fullest moment of 
 import weakref
 from collections.abc import Iterable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from llmscale_kernels import attention
 from torch import Tensor
 
 from llmscale.config.schema import Config
@@ -172,8 +174,13 @@ PRECISIONS = ["fp32", "bf16"]
 Measured = dict[tuple[str, str], list[tuple[int, dict[str, int]]]]
 
 
-def measure_all(rank: int, configs: dict[tuple[str, str], Config]) -> dict[tuple[str, str], Any]:
-    return {case: measured(rank, config) for case, config in configs.items()}
+def measure_all(
+    rank: int, configs: dict[tuple[str, str], Config], with_kernel: bool = False
+) -> dict[tuple[str, str], Any]:
+    """With torch's attention, as on GPUs, unless that of CPUs is asked for."""
+    fits = attention.fits if with_kernel else lambda query: False
+    with mock.patch.object(attention, "fits", fits):
+        return {case: measured(rank, config) for case, config in configs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +209,11 @@ def test_formula_is_what_is_there(bytes_there: Measured, case: str, precision: s
         for kind in ("weights", "optimizer", "gradients"):
             assert found[kind] == pytest.approx(expected[kind], rel=0.002), kind
         assert found["kept"] == pytest.approx(expected["kept"], rel=0.05)
+
+
+def test_the_kernel_of_cpus_keeps_its_output_once() -> None:
+    config = small_config(1, "fp32")
+    ((_, found),) = run_ranks(1, measure_all, {("one rank", "fp32"): config}, True)[0].values()
+    model, tokens = config.model, config.train.micro_batch_size * SEQUENCE
+    copies = model.layers * model.hidden_size * tokens * WIDTH["fp32"]
+    assert found["kept"] == pytest.approx(formula(config, 0)["kept"] - copies, rel=0.02)

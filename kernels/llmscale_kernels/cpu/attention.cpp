@@ -36,7 +36,7 @@ constexpr int64_t BLOCK = 64;
 
 int64_t up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
 
-// Memory of one thread, handed out from the front.
+// Memory of one thread, handed out from the front. What a long document has taken is given back after it.
 class Scratch {
  public:
   void reserve(size_t floats) {
@@ -48,8 +48,12 @@ class Scratch {
     taken_ += up(floats, 16);
     return begin;
   }
+  void give_back() {
+    if (memory_.size() > KEPT_FLOATS) std::vector<float>().swap(memory_);
+  }
 
  private:
+  static constexpr size_t KEPT_FLOATS = 4 << 20;
   std::vector<float> memory_;
   size_t taken_ = 0;
 };
@@ -166,6 +170,7 @@ void forward_task(const AttentionCall& call, const int64_t* document, int64_t he
       log_sums[i + r] = largest_score[r] + std::log(total[r]);
     }
   }
+  scratch.give_back();
 }
 
 // What one query head adds to the gradients of the keys and values that it reads.
@@ -257,6 +262,7 @@ void backward_task(const AttentionCall& call, const int64_t* document, int64_t s
   store_rows(value_gradient, length, size, 1,
              place<T>(call.value_gradient, call.of_value_gradient, start, row, shared),
              call.of_value_gradient.position);
+  scratch.give_back();
 }
 
 }  // namespace

@@ -26,10 +26,11 @@ def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 class _CompiledRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        hidden, weight = hidden.contiguous(), weight.contiguous()
-        output, size = torch.empty_like(hidden), hidden.shape[-1]
+        # A part of a larger tensor, as queries and keys are, is kept as such: the whole is there anyway.
+        dense, weight = hidden.contiguous(), weight.contiguous()
+        output, size = torch.empty_like(dense), hidden.shape[-1]
         scales = torch.empty(hidden.numel() // size)
-        pointers = (hidden.data_ptr(), weight.data_ptr(), output.data_ptr(), scales.data_ptr())
+        pointers = (dense.data_ptr(), weight.data_ptr(), output.data_ptr(), scales.data_ptr())
         run("rms_norm_forward", *pointers, len(scales), size, epsilon, *type_and_threads(hidden))
         ctx.save_for_backward(hidden, weight, scales)
         return output
@@ -38,7 +39,7 @@ class _CompiledRMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, scales = ctx.saved_tensors
-        gradient, size = gradients[0].contiguous(), hidden.shape[-1]
+        hidden, gradient, size = hidden.contiguous(), gradients[0].contiguous(), hidden.shape[-1]
         parts = -(-len(scales) // ROWS_OF_A_PART)
         hidden_gradient, weight_gradients = torch.empty_like(hidden), torch.zeros(parts, size)
         tensors = (hidden, weight, scales, gradient, hidden_gradient, weight_gradients)
