@@ -205,13 +205,19 @@ def test_a_library_of_other_sources_is_not_taken(tmp_path: Path, monkeypatch: py
     assert library.choice().reason == "they are not built: python -m llmscale_kernels.cpu.build"
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_fails_leaves_nothing_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "norm.cpp").write_text("int main( {")
     monkeypatch.setattr(build, "SOURCES", tmp_path / "sources")
     monkeypatch.setattr(build.sys, "prefix", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"norm\.cpp.* ended with 1:\n(.|\n)*error"):
         build.build()
+    build.main()
+    assert (
+        "not built, so torch computes in their place; CXX names another compiler" in capsys.readouterr().out
+    )
     assert not list(build.folder().iterdir())
 
 

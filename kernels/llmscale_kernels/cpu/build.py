@@ -64,10 +64,12 @@ def _sources() -> list[Path]:
 
 
 def main() -> None:
-    libraries = build()
-    print(
-        f"llmscale's own kernels for CPUs: {', '.join(path.stem for path in libraries) or 'for x86-64 only'}"
-    )
+    """A compiler that cannot is no reason not to install: torch computes then, which `doctor` says, too."""
+    try:
+        names = ", ".join(path.stem for path in build()) or "there are none for this processor"
+    except RuntimeError as error:
+        names = f"not built, so torch computes in their place; CXX names another compiler\n{error}"
+    print(f"llmscale's own kernels for CPUs: {names}")
 
 
 if __name__ == "__main__":
