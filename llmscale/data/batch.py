@@ -26,6 +26,9 @@ class Batch:
     document_lengths: tuple[tuple[int, ...], ...] | None = None
     """Of the documents packed into each row, in order; they fill it, padding being the last one. None: each
     row is one document."""
+    document_before: tuple[tuple[int, ...], ...] | None = None
+    """Of each document how many tokens it goes on from that lie elsewhere in its row: 0, or the length of the
+    last document before it that goes on from none, all of which it sees. None: 0 for all."""
     padding: int = 0
     """Tokens that only fill the rows."""
     counted_C: Tensor | None = None

@@ -42,6 +42,7 @@ class Row:
     position_ids_S: Tensor
     document_lengths: tuple[int, ...] | None = None
     """They fill the row; the last one is its padding, where there is some."""
+    document_before: tuple[int, ...] | None = None
     padding: int = 0
     """Tokens at the end that only fill the row."""
     targets: tuple[float, ...] = ()
@@ -82,12 +83,19 @@ def batch_of(rows: Sequence[Row]) -> Batch:
         document_lengths=tuple(row.document_lengths or (len(row.tokens_S),) for row in rows)
         if is_packed
         else None,
+        document_before=_before(rows),
         padding=sum(row.padding for row in rows),
         counted_C=_counted(loss_mask_BS),
         targets_BL=_targets(rows) if any(row.targets for row in rows) else None,
         **(_members(rows) if any(row.members for row in rows) else {}),
         signals=_signals(rows),
     )
+
+
+def _before(rows: Sequence[Row]) -> tuple[tuple[int, ...], ...] | None:
+    if not any(any(row.document_before or ()) for row in rows):
+        return None
+    return tuple(row.document_before or (0,) * len(row.document_lengths or (0,)) for row in rows)
 
 
 def _counted(loss_mask_BS: Tensor) -> Tensor | None:
@@ -160,6 +168,9 @@ def _cut(row: Row, length: int) -> Row:
     if lengths is not None:
         rest = lengths[-1] - removed
         lengths = (*lengths[:-1], *([rest] if rest else []))
+    before = row.document_before
+    if before is not None and lengths is not None:
+        before = before[: len(lengths)]
     return replace(
         row,
         tokens_S=row.tokens_S[:length],
@@ -167,6 +178,7 @@ def _cut(row: Row, length: int) -> Row:
         loss_mask_S=row.loss_mask_S[:length],
         position_ids_S=row.position_ids_S[:length],
         document_lengths=lengths,
+        document_before=before,
         padding=row.padding - removed,
         signals={name: signal_S[:length] for name, signal_S in row.signals.items()},
     )

@@ -55,7 +55,7 @@ def run_schedule(
         number, batch = next(batches)
         before_microbatch(number)
         lengths = batch.document_lengths
-        documents = None if lengths is None else Documents(lengths)
+        documents = None if lengths is None else Documents(lengths, batch.document_before)
         output = chunk(batch.tokens_BS, batch.position_ids_BS, documents, batch.counted_C)
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -125,8 +125,9 @@ class SelfAttention(MegatronModule):
         dropout = self.config.attention_dropout if self.training else 0.0
         if prefix is None and not dropout and attention.fits(query):
             sequence, rows = query.shape[:2]
-            lengths = ((sequence,),) * rows if documents is None else documents.lengths
-            return attention.attention(query, key, value, lengths, self.sliding_window).flatten(2)
+            documents = documents or Documents(((sequence,),) * rows)
+            cuts = (documents.lengths, self.sliding_window, documents.before)
+            return attention.attention(query, key, value, *cuts).flatten(2)
         attend = partial(self._attend, prefix=prefix)
         return attend(query, key, value) if documents is None else documents.attend(query, key, value, attend)
 

@@ -1,13 +1,14 @@
 """Experiences as microbatches, and what a model says of their tokens back in their order.
 
-An answer is a document: several share a row and do not see each other. What is known of a token stands in a
-row where the label stands that it is of, one place before.
+An answer is a document: several share a row and do not see each other, but what they have in common before
+them is there once (`llmscale.rlhf.families`). What is known of a token stands in a row where the label stands
+that it is of, one place before.
 
 Shapes: T tokens of an experience, B rows, S tokens of a row.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +21,33 @@ from llmscale.data.pack import packed
 from llmscale.data.row import LENGTH_UNIT, Row, batch_of, empty_row, shortened
 from llmscale.parallel.world import World
 from llmscale.rlhf.experience import Experience, Floats
+from llmscale.rlhf.families import Family, families
+
+Known = Callable[[Experience], np.ndarray]
+"""[T] of an experience."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document of a row: labels of an experience."""
+
+    experience: int
+    first: int
+    """The first of them, counted from that of the experience, virtual tokens before it included."""
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.first
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an experience lies."""
+    """Where an experience lies: in one piece, or in what it shares with others and what is its own."""
 
     microbatch: int
     row: int
-    start: int
+    parts: tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -48,9 +67,10 @@ class Packed:
         """
         found: list[Floats] = []
         for place, experience in zip(self.places, self.experiences, strict=True):
-            length = len(experience.tokens_T) - 1
-            values = told[place.microbatch][place.row, place.start : place.start + length]
-            found.append(np.concatenate(([0.0], values.float().cpu().numpy())).astype(np.float32))
+            row_S = told[place.microbatch][place.row]
+            values = torch.cat([row_S[part] for part in place.parts]).float().cpu().numpy()
+            known = values[len(values) - (len(experience.tokens_T) - 1) :]
+            found.append(np.concatenate(([0.0], known)).astype(np.float32))
         return found
 
 
@@ -70,11 +90,16 @@ def pack(
     Raises:
         ValueError: an experience is longer than a row.
     """
-    lengths = [len(one.tokens_T) - 1 + virtual_tokens for one in experiences]
+    together = families(experiences, row_length, virtual_tokens)
+    lengths = [family.length for family in together]
     # Rows of one length share a microbatch: little of it is padding.
     members = sorted(packed(lengths, row_length), key=lambda row: -sum(lengths[place] for place in row))
     members += [[]] * (_rows_of_a_replica(len(members), micro_batch_size, world) - len(members))
-    rows = [_row([experiences[place] for place in row], row_length, virtual_tokens) for row in members]
+    pieces = [
+        [piece for place in row for piece in _pieces(together[place], experiences, virtual_tokens)]
+        for row in members
+    ]
+    rows = [_row(row, experiences, row_length, virtual_tokens) for row in pieces]
     unit = math.lcm(LENGTH_UNIT, world.layout.tensor)
     # The schedule of a pipeline needs all microbatches to be of one length.
     size = len(rows) if world.layout.pipeline > 1 else micro_batch_size
@@ -82,13 +107,34 @@ def pack(
     batches = [
         batch_of(rows[start : start + micro_batch_size]) for start in range(0, len(rows), micro_batch_size)
     ]
-    places = [Place(0, 0, 0)] * len(experiences)
-    for number, row in enumerate(members):
-        start = 0
-        for one in row:
-            places[one] = Place(*divmod(number, micro_batch_size), start + virtual_tokens)
-            start += lengths[one]
-    return Packed(batches, places, experiences)
+    places = {
+        number: Place(*divmod(row, micro_batch_size), parts)
+        for row, row_pieces in enumerate(pieces)
+        for number, parts in _parts(row_pieces)
+    }
+    return Packed(batches, [places[number] for number in range(len(experiences))], experiences)
+
+
+def _pieces(family: Family, experiences: Sequence[Experience], virtual_tokens: int) -> list[Piece]:
+    """What the family shares, then what each has of its own."""
+    shared = [Piece(family.members[0], 0, family.shared)] if family.shared else []
+    ends = {number: len(experiences[number].tokens_T) - 1 + virtual_tokens for number in family.members}
+    return shared + [Piece(number, family.shared, end) for number, end in ends.items()]
+
+
+def _parts(pieces: Sequence[Piece]) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """Of every experience of a row, where its labels are."""
+    shared, start = slice(0), 0
+    for number, piece in enumerate(pieces):
+        place = slice(start, start + piece.length)
+        start = place.stop
+        goes_on = number + 1 < len(pieces) and pieces[number + 1].first == piece.end and not piece.first
+        if piece.first:
+            yield piece.experience, (shared, place)
+        elif goes_on:
+            shared = place
+        else:
+            yield piece.experience, (place,)
 
 
 def _rows_of_a_replica(rows: int, micro_batch_size: int, world: World) -> int:
@@ -100,37 +146,38 @@ def _rows_of_a_replica(rows: int, micro_batch_size: int, world: World) -> int:
     return micro_batch_size * stages * math.ceil(int(most) / (micro_batch_size * stages))
 
 
-def _row(experiences: Sequence[Experience], row_length: int, virtual_tokens: int) -> Row:
-    """The experiences in one row, padded at the end."""
-    if not experiences:
+def _row(
+    pieces: Sequence[Piece], experiences: Sequence[Experience], row_length: int, virtual_tokens: int
+) -> Row:
+    """The pieces in one row, padded at the end."""
+    if not pieces:
         return empty_row(row_length)
     before = -1 - np.arange(virtual_tokens)
-    tokens = [np.concatenate((before, one.tokens_T)).astype(np.int64) for one in experiences]
-    nothing = np.zeros(virtual_tokens)
-    learned = [np.concatenate((nothing, one.learned_T)) for one in experiences]
-    padding = row_length - sum(len(one) - 1 for one in tokens)
-    lengths = [len(one) - 1 for one in tokens] + ([padding] if padding else [])
-    names = sorted({name for one in experiences for name in one.signals})
+    padding = row_length - sum(piece.length for piece in pieces)
+    names = sorted({name for piece in pieces for name in experiences[piece.experience].signals})
 
-    def laid_out(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+    def laid_out(known: Known, of_virtual: np.ndarray, shift: int, dtype: torch.dtype) -> Tensor:
+        """`known` of each piece's tokens (`shift` 0) or of its labels (1)."""
+        parts: list[np.ndarray] = []
+        for piece in pieces:
+            whole = np.concatenate((of_virtual, known(experiences[piece.experience])))
+            parts.append(whole[piece.first + shift : piece.end + shift])
         return torch.from_numpy(np.concatenate([*parts, np.zeros(padding)])).to(dtype)
 
-    signals = {
-        name: laid_out(
-            [
-                np.concatenate((nothing, one.signals.get(name, np.zeros(len(one.tokens_T)))))[1:]
-                for one in experiences
-            ],
-            torch.float32,
-        )
-        for name in names
-    }
+    def signal(name: str) -> Tensor:
+        def known(experience: Experience) -> np.ndarray:
+            return experience.signals.get(name, np.zeros(len(experience.tokens_T)))
+
+        return laid_out(known, np.zeros(virtual_tokens), 1, torch.float32)
+
+    positions = [torch.arange(piece.first, piece.end) for piece in pieces]
     return Row(
-        tokens_S=laid_out([one[:-1] for one in tokens], torch.int64),
-        labels_S=laid_out([np.maximum(one[1:], 0) for one in tokens], torch.int64),
-        loss_mask_S=laid_out([one[1:] for one in learned], torch.float32),
-        position_ids_S=torch.cat([torch.arange(length) for length in lengths]),
-        document_lengths=tuple(lengths),
+        tokens_S=laid_out(lambda one: one.tokens_T, before, 0, torch.int64),
+        labels_S=laid_out(lambda one: one.tokens_T, before, 1, torch.int64).clamp_min(0),
+        loss_mask_S=laid_out(lambda one: one.learned_T, np.zeros(virtual_tokens), 1, torch.float32),
+        position_ids_S=torch.cat([*positions, torch.arange(padding)]),
+        document_lengths=(*(piece.length for piece in pieces), *([padding] if padding else [])),
+        document_before=(*(piece.first for piece in pieces), *([0] if padding else [])),
         padding=padding,
-        signals=signals,
+        signals={name: signal(name) for name in names},
     )

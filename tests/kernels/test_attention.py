@@ -69,6 +69,46 @@ def test_threads_change_nothing(name: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
+FAMILIES: tuple[Lengths, Lengths] = (
+    ((30, 20, 70, 5, 64, 1, 10), (200,), (70, 60, 70)),
+    ((0, 30, 30, 30, 0, 64, 64), (0,), (0, 70, 0)),
+)
+"""Lengths, and how much each document goes on from."""
+
+
+@pytest.mark.parametrize("window", [None, 25, 90])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 1)])
+def test_documents_that_go_on_from_one_see_it(heads: int, kv_heads: int, window: int | None) -> None:
+    torch.manual_seed(0)
+    lengths, before = FAMILIES
+    inputs = [torch.randn(200, 3, n, 32).requires_grad_() for n in (heads, kv_heads, kv_heads)]
+    weights = torch.randn(200, 3, heads, 32)
+    output = attention(*inputs, lengths, window, before)
+    found = [output, *torch.autograd.grad(output, inputs, weights)]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    expected = attention_reference(*wide, lengths, window, before)
+    gradients = torch.autograd.grad(expected, wide, weights.double())
+    for ours, theirs in zip(found, [expected, *gradients], strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_beginning_and_what_goes_on_from_it_are_one_document() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(200, 1, 2, 32).requires_grad_() for _ in range(3)]
+    weights = torch.randn(200, 1, 2, 32)
+    whole = attention(*inputs, ((200,),))
+    parts = attention(*inputs, ((70, 130),), None, ((0, 70),))
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
+    for a, b in zip(*(torch.autograd.grad(x, inputs, weights) for x in (parts, whole)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_going_on_from_a_part_is_refused() -> None:
+    inputs = [torch.randn(40, 1, 2, 32) for _ in range(3)]
+    with pytest.raises(ValueError, match="goes on from 10 of 20 tokens"):
+        attention(*inputs, ((20, 20),), None, ((0, 10),))
+
+
 def test_a_document_is_what_it_is_alone() -> None:
     _, lengths, _ = SHAPES["documents"]
     inputs, weights = made("documents", torch.float32)

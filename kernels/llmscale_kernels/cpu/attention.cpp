@@ -1,11 +1,13 @@
 // Causal attention of packed documents, forward and backward, in blocks (FlashAttention-2, arXiv:2307.08691):
 // scores are never in memory as a whole. Everything is computed in float32.
 //
-// A task is one document and one head (backward: one key-value head with all query heads that share it), so
-// results do not depend on the number of threads, nor on what else lies in the row.
+// A document may go on from another one, its beginning, as several answers to one prompt do: its tokens see all
+// of that one's. A task is one document and one head; backward, a beginning with all that goes on from it, and one
+// key-value head with all query heads that share it: so results do not depend on the number of threads, nor on
+// what else lies in the row.
 
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <vector>
 
 #include "vector.h"
@@ -13,6 +15,11 @@
 using namespace llmscale;
 
 extern "C" {
+
+// Of a row: its first position, how many, and the same of what it goes on from, which is a document, too.
+struct Document {
+  int64_t row, start, length, before_start, before;
+};
 
 struct AttentionCall {
   const void *query, *key, *value;
@@ -22,8 +29,9 @@ struct AttentionCall {
   void *query_gradient, *key_gradient, *value_gradient;
   Strides of_query, of_key, of_value, of_output, of_output_gradient;
   Strides of_query_gradient, of_key_gradient, of_value_gradient;
-  const int64_t* documents;  // [documents, 3]: row, first position, length
-  int64_t number_of_documents, positions, heads, key_value_heads, head_size;
+  const Document* documents;  // each beginning, then all that go on from it
+  const int64_t* families;    // number of the first document of each beginning, and in the end that of all
+  int64_t number_of_documents, number_of_families, positions, heads, key_value_heads, head_size;
   int64_t window;  // of positions that are seen, the own one included; 0: all
   float scale;
   int32_t is_bfloat16, threads;
@@ -60,13 +68,15 @@ class Scratch {
 
 thread_local Scratch scratch;
 
-// What one document and head have of a tensor, as float32 [length to a multiple of BLOCK, size]; 0 beyond.
 template <typename T>
 void load_rows(const T* from, int64_t stride, int64_t length, int64_t size, float scale, float* to) {
   for (int64_t s = 0; s < length; ++s)
     for (int64_t d = 0; d < size; d += LANES) store(to + s * size + d, load(from + s * stride + d) * scale);
-  const int64_t missing = up(length, BLOCK) - length;
-  std::memset(to + length * size, 0, missing * size * sizeof(float));
+}
+
+// So many rows are there: 0 up to the next multiple of BLOCK.
+void fill_block(int64_t length, int64_t size, float* to) {
+  std::memset(to + length * size, 0, (up(length, BLOCK) - length) * size * sizeof(float));
 }
 
 template <typename T>
@@ -107,6 +117,25 @@ T* place(const void* tensor, const Strides& of, int64_t position, int64_t row, i
   return (T*)tensor + position * of.position + row * of.row + head * of.head;
 }
 
+// What a document's tokens have of a tensor for one head, as float32 [length to a multiple of BLOCK, size].
+template <typename T>
+void load_own(const void* tensor, const Strides& of, const Document& document, int64_t head, int64_t size,
+              float scale, float* to) {
+  load_rows(place<T>(tensor, of, document.start, document.row, head), of.position, document.length, size, scale, to);
+  fill_block(document.length, size, to);
+}
+
+// The same of all that they see: what comes before, then their own.
+template <typename T>
+void load_seen(const void* tensor, const Strides& of, const Document& document, int64_t head, int64_t size,
+               float* to) {
+  load_rows(place<T>(tensor, of, document.before_start, document.row, head), of.position, document.before, size, 1,
+            to);
+  float* own = to + document.before * size;
+  load_rows(place<T>(tensor, of, document.start, document.row, head), of.position, document.length, size, 1, own);
+  fill_block(document.before + document.length, size, to);
+}
+
 // Weights of one block of keys from its scores, in place; what was summed before is scaled down to the new
 // largest score.
 void weigh(float* scores, int64_t size, float& largest_score, float& total, float* output) {
@@ -129,32 +158,27 @@ void weigh(float* scores, int64_t size, float& largest_score, float& total, floa
 }
 
 template <typename T>
-void forward_task(const AttentionCall& call, const int64_t* document, int64_t head) {
-  const int64_t row = document[0], start = document[1], length = document[2], size = call.head_size;
-  const int64_t padded = up(length, BLOCK), shared = head / (call.heads / call.key_value_heads);
-  scratch.reserve(4 * padded * size + BLOCK * (BLOCK + size) + 64);
-  float* query = scratch.take(padded * size);
-  float* key = scratch.take(padded * size);
-  float* key_blocks = scratch.take(padded * size);
-  float* value = scratch.take(padded * size);
-  float* scores = scratch.take(BLOCK * BLOCK);
-  float* output = scratch.take(BLOCK * size);
-  load_rows(place<T>(call.query, call.of_query, start, row, head), call.of_query.position, length, size,
-            call.scale, query);
-  load_rows(place<T>(call.key, call.of_key, start, row, shared), call.of_key.position, length, size, 1, key);
-  load_rows(place<T>(call.value, call.of_value, start, row, shared), call.of_value.position, length, size, 1,
-            value);
-  transpose_blocks(key, length, size, key_blocks);
+void forward_task(const AttentionCall& call, const Document& document, int64_t head) {
+  const int64_t row = document.row, start = document.start, length = document.length, size = call.head_size;
+  const int64_t before = document.before, shared = head / (call.heads / call.key_value_heads);
+  const size_t own = up(length, BLOCK) * size, whole = up(before + length, BLOCK) * size;
+  scratch.reserve(own + 3 * whole + BLOCK * (BLOCK + size) + 64);
+  float *query = scratch.take(own), *key = scratch.take(whole), *key_blocks = scratch.take(whole);
+  float *value = scratch.take(whole), *scores = scratch.take(BLOCK * BLOCK), *output = scratch.take(BLOCK * size);
+  load_own<T>(call.query, call.of_query, document, head, size, call.scale, query);
+  load_seen<T>(call.key, call.of_key, document, shared, size, key);
+  load_seen<T>(call.value, call.of_value, document, shared, size, value);
+  transpose_blocks(key, before + length, size, key_blocks);
   float* log_sums = call.log_sums + (row * call.heads + head) * call.positions + start;
   for (int64_t i = 0; i < length; i += BLOCK) {
     const int64_t queries = length - i < BLOCK ? length - i : BLOCK, rows = up(queries, TILE_ROWS);
     float largest_score[BLOCK], total[BLOCK];
     for (int64_t r = 0; r < BLOCK; ++r) largest_score[r] = -INFINITY, total[r] = 0;
     std::memset(output, 0, BLOCK * size * sizeof(float));
-    for (int64_t j = first_block(i, call.window); j < i + queries; j += BLOCK) {
+    for (int64_t j = first_block(before + i, call.window); j < before + i + queries; j += BLOCK) {
       multiply(rows, BLOCK, size, query + i * size, size, 1, key_blocks + j * size, BLOCK, scores, BLOCK, false);
       for (int64_t r = 0; r < queries; ++r) {
-        const Seen keys = seen(i + r, j, call.window);
+        const Seen keys = seen(before + i + r, j, call.window);
         if (keys.first >= keys.end) {
           std::memset(scores + r * BLOCK, 0, BLOCK * sizeof(float));
           continue;
@@ -175,7 +199,7 @@ void forward_task(const AttentionCall& call, const int64_t* document, int64_t he
 
 // What one query head adds to the gradients of the keys and values that it reads.
 struct Backward {
-  int64_t length, size, window;
+  int64_t before, length, size, window;
   const float *key, *key_blocks, *value_blocks;
   float *key_gradient, *value_gradient;
 };
@@ -185,7 +209,7 @@ void differentiate(const Backward& of, int64_t i, int64_t queries, int64_t j, co
                    const float* inner, float* weights, float* slopes) {
   for (int64_t r = 0; r < queries; ++r) {
     float *weight = weights + r * BLOCK, *slope = slopes + r * BLOCK;
-    hide(weight, seen(i + r, j, of.window));
+    hide(weight, seen(of.before + i + r, j, of.window));
     for (int64_t k = 0; k < BLOCK; k += LANES) {
       const Vector probability = exponential(load(weight + k) - log_sums[i + r]);
       store(weight + k, probability);
@@ -203,7 +227,7 @@ void backward_head(const Backward& of, const float* query, const float* output_g
   const int64_t size = of.size;
   for (int64_t i = 0; i < of.length; i += BLOCK) {
     const int64_t queries = of.length - i < BLOCK ? of.length - i : BLOCK, rows = up(queries, TILE_ROWS);
-    for (int64_t j = first_block(i, of.window); j < i + queries; j += BLOCK) {
+    for (int64_t j = first_block(of.before + i, of.window); j < of.before + i + queries; j += BLOCK) {
       multiply(rows, BLOCK, size, query + i * size, size, 1, of.key_blocks + j * size, BLOCK, weights, BLOCK,
                false);
       multiply(rows, BLOCK, size, output_gradient + i * size, size, 1, of.value_blocks + j * size, BLOCK, slopes,
@@ -219,49 +243,80 @@ void backward_head(const Backward& of, const float* query, const float* output_g
   }
 }
 
+// Memory for a family of documents, of which the largest has `own` elements of a head, and sees `whole`.
+struct Buffers {
+  float *key, *key_blocks, *value_blocks, *key_gradient, *value_gradient;
+  float *query, *query_gradient, *output_gradient, *output, *inner, *weights, *slopes;
+
+  Buffers(size_t own, size_t whole, int64_t longest) {
+    scratch.reserve(5 * whole + 4 * own + longest + 2 * BLOCK * BLOCK + 64);
+    for (float** of_whole : {&key, &key_blocks, &value_blocks, &key_gradient, &value_gradient})
+      *of_whole = scratch.take(whole);
+    for (float** of_own : {&query, &query_gradient, &output_gradient, &output}) *of_own = scratch.take(own);
+    inner = scratch.take(longest), weights = scratch.take(BLOCK * BLOCK), slopes = scratch.take(BLOCK * BLOCK);
+  }
+};
+
+// Gradients of one document's queries, stored, and of all keys and values that they see, added in the buffers.
 template <typename T>
-void backward_task(const AttentionCall& call, const int64_t* document, int64_t shared) {
-  const int64_t row = document[0], start = document[1], length = document[2], size = call.head_size;
-  const int64_t padded = up(length, BLOCK), group = call.heads / call.key_value_heads;
-  const size_t whole = padded * size;
-  scratch.reserve(9 * whole + padded + 2 * BLOCK * BLOCK + 64);
-  float *key = scratch.take(whole), *key_blocks = scratch.take(whole), *value_blocks = scratch.take(whole);
-  float *key_gradient = scratch.take(whole), *value_gradient = scratch.take(whole);
-  float *query = scratch.take(whole), *query_gradient = scratch.take(whole);
-  float *output_gradient = scratch.take(whole), *output = scratch.take(whole), *inner = scratch.take(padded);
-  float *weights = scratch.take(BLOCK * BLOCK), *slopes = scratch.take(BLOCK * BLOCK);
-  load_rows(place<T>(call.value, call.of_value, start, row, shared), call.of_value.position, length, size, 1, key);
-  transpose_blocks(key, length, size, value_blocks);
-  load_rows(place<T>(call.key, call.of_key, start, row, shared), call.of_key.position, length, size, 1, key);
-  transpose_blocks(key, length, size, key_blocks);
-  std::memset(key_gradient, 0, whole * sizeof(float));
-  std::memset(value_gradient, 0, whole * sizeof(float));
-  const Backward of{length, size, call.window, key, key_blocks, value_blocks, key_gradient, value_gradient};
+void backward_document(const AttentionCall& call, const Document& document, int64_t shared, const Buffers& of) {
+  const int64_t length = document.length, before = document.before, size = call.head_size;
+  const int64_t group = call.heads / call.key_value_heads;
+  load_seen<T>(call.value, call.of_value, document, shared, size, of.key);
+  transpose_blocks(of.key, before + length, size, of.value_blocks);
+  load_seen<T>(call.key, call.of_key, document, shared, size, of.key);
+  transpose_blocks(of.key, before + length, size, of.key_blocks);
+  const Backward seen{before, length, size, call.window, of.key, of.key_blocks, of.value_blocks, of.key_gradient,
+                      of.value_gradient};
   for (int64_t head = shared * group; head < (shared + 1) * group; ++head) {
-    load_rows(place<T>(call.query, call.of_query, start, row, head), call.of_query.position, length, size,
-              call.scale, query);
-    load_rows(place<T>(call.output, call.of_output, start, row, head), call.of_output.position, length, size, 1,
-              output);
-    load_rows(place<T>(call.output_gradient, call.of_output_gradient, start, row, head),
-              call.of_output_gradient.position, length, size, 1, output_gradient);
-    std::memset(query_gradient, 0, whole * sizeof(float));
+    load_own<T>(call.query, call.of_query, document, head, size, call.scale, of.query);
+    load_own<T>(call.output, call.of_output, document, head, size, 1, of.output);
+    load_own<T>(call.output_gradient, call.of_output_gradient, document, head, size, 1, of.output_gradient);
+    std::memset(of.query_gradient, 0, up(length, BLOCK) * size * sizeof(float));
     for (int64_t s = 0; s < length; ++s) {
       Vector total{};
       for (int64_t d = 0; d < size; d += LANES)
-        total += load(output + s * size + d) * load(output_gradient + s * size + d);
-      inner[s] = sum(total);
+        total += load(of.output + s * size + d) * load(of.output_gradient + s * size + d);
+      of.inner[s] = sum(total);
     }
-    backward_head(of, query, output_gradient, call.log_sums + (row * call.heads + head) * call.positions + start,
-                  inner, query_gradient, weights, slopes);
-    store_rows(query_gradient, length, size, call.scale,
-               place<T>(call.query_gradient, call.of_query_gradient, start, row, head),
+    const float* log_sums = call.log_sums + (document.row * call.heads + head) * call.positions + document.start;
+    backward_head(seen, of.query, of.output_gradient, log_sums, of.inner, of.query_gradient, of.weights, of.slopes);
+    store_rows(of.query_gradient, length, size, call.scale,
+               place<T>(call.query_gradient, call.of_query_gradient, document.start, document.row, head),
                call.of_query_gradient.position);
   }
-  store_rows(key_gradient, length, size, 1, place<T>(call.key_gradient, call.of_key_gradient, start, row, shared),
+}
+
+template <typename T>
+void store_keys(const AttentionCall& call, const Document& document, int64_t shared, const Buffers& of) {
+  const int64_t size = call.head_size, first = document.before * size;
+  store_rows(of.key_gradient + first, document.length, size, 1,
+             place<T>(call.key_gradient, call.of_key_gradient, document.start, document.row, shared),
              call.of_key_gradient.position);
-  store_rows(value_gradient, length, size, 1,
-             place<T>(call.value_gradient, call.of_value_gradient, start, row, shared),
+  store_rows(of.value_gradient + first, document.length, size, 1,
+             place<T>(call.value_gradient, call.of_value_gradient, document.start, document.row, shared),
              call.of_value_gradient.position);
+}
+
+// Gradients of the beginning's keys and values grow with each document that goes on from it, and come last.
+template <typename T>
+void backward_task(const AttentionCall& call, int64_t family, int64_t shared) {
+  const int64_t size = call.head_size;
+  const Document *beginning = call.documents + call.families[family], *end = call.documents + call.families[family + 1];
+  int64_t longest = 0, most = 0;
+  for (const Document* document = beginning; document < end; ++document) {
+    longest = std::max(longest, up(document->length, BLOCK));
+    most = std::max(most, up(document->before + document->length, BLOCK));
+  }
+  const Buffers of(longest * size, most * size, longest);
+  for (const Document* document = beginning; document < end; ++document) {
+    const int64_t first = document->before * size, own = most * size - first;
+    std::memset(of.key_gradient + first, 0, own * sizeof(float));
+    std::memset(of.value_gradient + first, 0, own * sizeof(float));
+    backward_document<T>(call, *document, shared, of);
+    if (document != beginning) store_keys<T>(call, *document, shared, of);
+  }
+  store_keys<T>(call, *beginning, shared, of);
   scratch.give_back();
 }
 
@@ -269,22 +324,16 @@ void backward_task(const AttentionCall& call, const int64_t* document, int64_t s
 
 extern "C" void attention_forward(const AttentionCall* call) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(call->threads)
-  for (int64_t task = 0; task < call->number_of_documents * call->heads; ++task) {
-    const int64_t* document = call->documents + 3 * (task / call->heads);
-    if (call->is_bfloat16)
-      forward_task<bfloat16>(*call, document, task % call->heads);
-    else
-      forward_task<float>(*call, document, task % call->heads);
-  }
+  for (int64_t task = 0; task < call->number_of_documents * call->heads; ++task)
+    FOR_TYPE(call->is_bfloat16, {
+      forward_task<T>(*call, call->documents[task / call->heads], task % call->heads);
+    })
 }
 
 extern "C" void attention_backward(const AttentionCall* call) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(call->threads)
-  for (int64_t task = 0; task < call->number_of_documents * call->key_value_heads; ++task) {
-    const int64_t* document = call->documents + 3 * (task / call->key_value_heads);
-    if (call->is_bfloat16)
-      backward_task<bfloat16>(*call, document, task % call->key_value_heads);
-    else
-      backward_task<float>(*call, document, task % call->key_value_heads);
-  }
+  for (int64_t task = 0; task < call->number_of_families * call->key_value_heads; ++task)
+    FOR_TYPE(call->is_bfloat16, {
+      backward_task<T>(*call, task / call->key_value_heads, task % call->key_value_heads);
+    })
 }
