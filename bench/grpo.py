@@ -26,9 +26,10 @@ PRESET = "llama_6m"
 ANSWERS_A_STEP = 64
 ANSWERS_AT_ONCE = (8, 32)
 """Of TRL, padded to the longest of them."""
-ROWS_AT_ONCE = ((128, 8), (512, 2))
-"""Of llmscale: tokens of a row, in which answers stand end to end, and rows."""
-ROWS_OF_MANY = (512, 1)
+ROWS_AT_ONCE = ((128, 8), (576, 2))
+"""Of llmscale: tokens of a row, in which answers stand end to end, and rows. All answers to a prompt fit into
+576 tokens."""
+ROWS_OF_MANY = (576, 1)
 """Of each of several workers, which have fewer answers each."""
 NAMES = ("TRL", "llmscale")
 SPEEDS = (

@@ -18,6 +18,8 @@ RANKS = 4
 LAYOUTS: dict[str, dict[str, int]] = {
     "1 rank × 4 threads": {},
     "data 4": {},
+    "tensor 2 × data 2": {"tensor": 2},
+    "pipeline 2 × data 2": {"pipeline": 2},
     "tensor 4": {"tensor": 4},
     "tensor 4, sequence": {"tensor": 4, "sequence": 1},
     "pipeline 4": {"pipeline": 4},
@@ -49,12 +51,12 @@ def main() -> None:
 
 
 def contender(name: str, preset: str, precision: str, seconds: float) -> Contender:
-    """16 sequences a step in microbatches of 1: a pipeline needs several, and all are to do the same work."""
+    """32 sequences a step in microbatches of 1: a pipeline needs many, and all are to do the same work."""
     ranks = 1 if name.startswith("1 rank") else RANKS
     workload = Workload(
         preset,
         precision,
-        sequences=16,
+        sequences=32,
         micro_batch_size=1,
         threads=RANKS // ranks,
         seconds=seconds,
