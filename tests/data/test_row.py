@@ -14,7 +14,9 @@ def row_of(length: int, name: int) -> Row:
     tokens_S = torch.zeros(WHOLE, dtype=torch.int64)
     tokens_S[:length] = name
     mask_S = (tokens_S != 0).float()
-    return Row(tokens_S, tokens_S, mask_S, torch.arange(WHOLE), (length, WHOLE - length), WHOLE - length)
+    return Row(
+        tokens_S, tokens_S, mask_S, torch.arange(WHOLE), (length, WHOLE - length), padding=WHOLE - length
+    )
 
 
 def test_rows_of_a_step_are_dealt_by_length() -> None:
