@@ -100,9 +100,11 @@ class Node:
     def _connect(self) -> None:
         assert self.machine
         pid = self.machine.pid_within(self.login)
+        # The card stays when a node is switched off and on: the others remember it for half a minute.
+        card = ":".join(("02:00", *(f"{int(part):02x}" for part in self.address.split("."))))
         self.login.run(
             *("ip", "-batch", "-"),
-            input=f"link add {self._port} type veth peer name eth0 netns {pid}\n"
+            input=f"link add {self._port} type veth peer name eth0 address {card} netns {pid}\n"
             f"link set {self._port} master bridge\n"
             f"link set {self._port} up\n",
         )
