@@ -125,16 +125,13 @@ def _pieces(family: Family, experiences: Sequence[Experience], virtual_tokens: i
 def _parts(pieces: Sequence[Piece]) -> Iterator[tuple[int, tuple[slice, ...]]]:
     """Of every experience of a row, where its labels are."""
     shared, start = slice(0), 0
-    for number, piece in enumerate(pieces):
+    for piece, following in zip(pieces, [*pieces[1:], None]):
         place = slice(start, start + piece.length)
         start = place.stop
-        goes_on = number + 1 < len(pieces) and pieces[number + 1].first == piece.end and not piece.first
-        if piece.first:
-            yield piece.experience, (shared, place)
-        elif goes_on:
+        if following is not None and following.experience == piece.experience:
             shared = place
         else:
-            yield piece.experience, (place,)
+            yield piece.experience, (shared, place) if piece.first else (place,)
 
 
 def _rows_of_a_replica(rows: int, micro_batch_size: int, world: World) -> int:

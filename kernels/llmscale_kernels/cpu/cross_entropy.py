@@ -25,16 +25,7 @@ def statistics(
     temperature: float = 1.0,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each token, [T] in float32: the log of the sum of exponentials of these columns, minus infinity if
-    there are none; the label's logit over the temperature, 0 if it is not among them; and, where it is asked
-    for, the entropy of these columns alone, else zeros.
-
-    Args:
-        labels_T: int64, indices into the whole vocabulary.
-        first_column: index in the whole vocabulary of the first column.
-        columns: how many are no padding, which comes after them.
-        temperature: what the logits are divided by, above 0.
-    """
+    """As `llmscale_kernels.gpu.cross_entropy.statistics`, in float32."""
     log_sum_T, label_logit_T, entropy_T = torch.zeros(3, len(labels_T))
     tensors = {"log_sums": log_sum_T, "label_logits": label_logit_T}
     if with_entropy:
@@ -55,15 +46,7 @@ def gradient_in_place(
     of_entropy_T: Tensor | None = None,
     temperature: float = 1.0,
 ) -> None:
-    """Puts the gradient of losses and entropies, both of the whole vocabulary, in the place of the logits;
-    that of padding is 0.
-
-    Args:
-        log_sum_T: of the whole vocabulary, as `statistics` has it of some columns; float32, as all others.
-        of_loss_T: gradient of something by the negative log-probabilities of the labels.
-        entropy_T: of the whole vocabulary; not needed without the next.
-        of_entropy_T: gradient of that thing by the entropies.
-    """
+    """As `llmscale_kernels.gpu.cross_entropy.gradient_in_place`; all that is known of tokens in float32."""
     tensors = {"labels": labels_T - first_column, "log_sums": log_sum_T, "of_losses": of_loss_T}
     if entropy_T is not None and of_entropy_T is not None:
         tensors |= {"entropies": entropy_T, "of_entropies": of_entropy_T}
