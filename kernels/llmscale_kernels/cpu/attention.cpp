@@ -1,5 +1,6 @@
 // Causal attention of packed documents, forward and backward, in blocks (FlashAttention-2, arXiv:2307.08691):
-// scores are never in memory as a whole. Everything is computed in float32.
+// scores are never in memory as a whole. Everything is computed in float32; but where the processor multiplies
+// bfloat16, weights and gradients of scores are rounded to it before they are multiplied, as GPUs do, too.
 //
 // A document may go on from another one, its beginning, as several answers to one prompt do: its tokens see all
 // of that one's. A task is one document and one head; backward, a beginning with all that goes on from it, and one
@@ -10,7 +11,7 @@
 #include <cmath>
 #include <vector>
 
-#include "vector.h"
+#include "words.h"
 
 using namespace llmscale;
 
@@ -40,10 +41,6 @@ struct AttentionCall {
 
 namespace {
 
-constexpr int64_t BLOCK = 64;
-
-int64_t up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
-
 // Memory of one thread, handed out from the front. What a long document has taken is given back after it.
 class Scratch {
  public:
@@ -51,10 +48,11 @@ class Scratch {
     if (memory_.size() < floats + 64) memory_.resize(floats + 64);
     taken_ = (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) / sizeof(float) % 16;
   }
-  float* take(size_t floats) {
+  template <typename Word = float>
+  Word* take(size_t words) {
     float* begin = memory_.data() + taken_;
-    taken_ += up(floats, 16);
-    return begin;
+    taken_ += up(words, 16);
+    return reinterpret_cast<Word*>(begin);
   }
   void give_back() {
     if (memory_.size() > KEPT_FLOATS) std::vector<float>().swap(memory_);
@@ -68,28 +66,16 @@ class Scratch {
 
 thread_local Scratch scratch;
 
-template <typename T>
-void load_rows(const T* from, int64_t stride, int64_t length, int64_t size, float scale, float* to) {
-  for (int64_t s = 0; s < length; ++s)
-    for (int64_t d = 0; d < size; d += LANES) store(to + s * size + d, load(from + s * stride + d) * scale);
-}
-
 // So many rows are there: 0 up to the next multiple of BLOCK.
-void fill_block(int64_t length, int64_t size, float* to) {
-  std::memset(to + length * size, 0, (up(length, BLOCK) - length) * size * sizeof(float));
+template <typename Word>
+void fill_block(int64_t length, int64_t words, Word* to) {
+  std::memset((void*)(to + length * words), 0, (up(length, BLOCK) - length) * words * sizeof(Word));
 }
 
 template <typename T>
 void store_rows(const float* from, int64_t length, int64_t size, float scale, T* to, int64_t stride) {
   for (int64_t s = 0; s < length; ++s)
     for (int64_t d = 0; d < size; d += LANES) store(to + s * stride + d, load(from + s * size + d) * scale);
-}
-
-// [length, size] as blocks [size, BLOCK], one after the other.
-void transpose_blocks(const float* from, int64_t length, int64_t size, float* to) {
-  for (int64_t block = 0; block < length; block += BLOCK, to += size * BLOCK)
-    for (int64_t s = 0; s < BLOCK; ++s)
-      for (int64_t d = 0; d < size; ++d) to[d * BLOCK + s] = from[(block + s) * size + d];
 }
 
 // The keys of a block that a query sees: [first, end), counted in the block.
@@ -117,34 +103,34 @@ T* place(const void* tensor, const Strides& of, int64_t position, int64_t row, i
   return (T*)tensor + position * of.position + row * of.row + head * of.head;
 }
 
-// What a document's tokens have of a tensor for one head, as float32 [length to a multiple of BLOCK, size].
+// What a document's tokens have of a tensor for one head, [length to a multiple of BLOCK, size].
 template <typename T>
 void load_own(const void* tensor, const Strides& of, const Document& document, int64_t head, int64_t size,
-              float scale, float* to) {
-  load_rows(place<T>(tensor, of, document.start, document.row, head), of.position, document.length, size, scale, to);
-  fill_block(document.length, size, to);
+              WordOf<T>* to) {
+  load_rows(place<T>(tensor, of, document.start, document.row, head), of.position, document.length, size, to);
+  fill_block(document.length, size / WIDTH<WordOf<T>>, to);
 }
 
 // The same of all that they see: what comes before, then their own.
 template <typename T>
 void load_seen(const void* tensor, const Strides& of, const Document& document, int64_t head, int64_t size,
-               float* to) {
-  load_rows(place<T>(tensor, of, document.before_start, document.row, head), of.position, document.before, size, 1,
-            to);
-  float* own = to + document.before * size;
-  load_rows(place<T>(tensor, of, document.start, document.row, head), of.position, document.length, size, 1, own);
-  fill_block(document.before + document.length, size, to);
+               WordOf<T>* to) {
+  const int64_t words = size / WIDTH<WordOf<T>>;
+  load_rows(place<T>(tensor, of, document.before_start, document.row, head), of.position, document.before, size, to);
+  load_rows(place<T>(tensor, of, document.start, document.row, head), of.position, document.length, size,
+            to + document.before * words);
+  fill_block(document.before + document.length, words, to);
 }
 
-// Weights of one block of keys from its scores, in place; what was summed before is scaled down to the new
-// largest score.
-void weigh(float* scores, int64_t size, float& largest_score, float& total, float* output) {
+// Weights of one block of keys from products of queries and keys, in place; what was summed before is scaled down
+// to the new largest score.
+void weigh(float* scores, float scale, int64_t size, float& largest_score, float& total, float* output) {
   Vector most = load(scores);
   for (int64_t k = LANES; k < BLOCK; k += LANES) most = larger(most, load(scores + k));
-  const float now = std::fmax(largest_score, largest(most));
+  const float now = std::fmax(largest_score, largest(most) * scale);
   Vector added{};
   for (int64_t k = 0; k < BLOCK; k += LANES) {
-    const Vector weights = exponential(load(scores + k) - now);
+    const Vector weights = exponential(load(scores + k) * scale - now);
     store(scores + k, weights);
     added += weights;
   }
@@ -159,16 +145,20 @@ void weigh(float* scores, int64_t size, float& largest_score, float& total, floa
 
 template <typename T>
 void forward_task(const AttentionCall& call, const Document& document, int64_t head) {
+  using Word = WordOf<T>;
   const int64_t row = document.row, start = document.start, length = document.length, size = call.head_size;
   const int64_t before = document.before, shared = head / (call.heads / call.key_value_heads);
-  const size_t own = up(length, BLOCK) * size, whole = up(before + length, BLOCK) * size;
-  scratch.reserve(own + 3 * whole + BLOCK * (BLOCK + size) + 64);
-  float *query = scratch.take(own), *key = scratch.take(whole), *key_blocks = scratch.take(whole);
-  float *value = scratch.take(whole), *scores = scratch.take(BLOCK * BLOCK), *output = scratch.take(BLOCK * size);
-  load_own<T>(call.query, call.of_query, document, head, size, call.scale, query);
-  load_seen<T>(call.key, call.of_key, document, shared, size, key);
-  load_seen<T>(call.value, call.of_value, document, shared, size, value);
-  transpose_blocks(key, before + length, size, key_blocks);
+  const int64_t words = size / WIDTH<Word>, block_words = BLOCK / WIDTH<Word>;
+  const size_t own = up(length, BLOCK) * words, whole = up(before + length, BLOCK) * words;
+  scratch.reserve(own + 3 * whole + BLOCK * (2 * BLOCK + size) + 64);
+  Word *query = scratch.take<Word>(own), *rows_seen = scratch.take<Word>(whole), *key = scratch.take<Word>(whole);
+  Word *value_memory = scratch.take<Word>(whole), *weight_memory = scratch.take<Word>(BLOCK * block_words);
+  float *scores = scratch.take(BLOCK * BLOCK), *output = scratch.take(BLOCK * size);
+  load_own<T>(call.query, call.of_query, document, head, size, query);
+  load_seen<T>(call.key, call.of_key, document, shared, size, rows_seen);
+  transpose_blocks(rows_seen, up(before + length, BLOCK), words, key);
+  load_seen<T>(call.value, call.of_value, document, shared, size, rows_seen);
+  const Word* value = in_columns(rows_seen, up(before + length, BLOCK), size, value_memory);
   float* log_sums = call.log_sums + (row * call.heads + head) * call.positions + start;
   for (int64_t i = 0; i < length; i += BLOCK) {
     const int64_t queries = length - i < BLOCK ? length - i : BLOCK, rows = up(queries, TILE_ROWS);
@@ -176,7 +166,7 @@ void forward_task(const AttentionCall& call, const Document& document, int64_t h
     for (int64_t r = 0; r < BLOCK; ++r) largest_score[r] = -INFINITY, total[r] = 0;
     std::memset(output, 0, BLOCK * size * sizeof(float));
     for (int64_t j = first_block(before + i, call.window); j < before + i + queries; j += BLOCK) {
-      multiply(rows, BLOCK, size, query + i * size, size, 1, key_blocks + j * size, BLOCK, scores, BLOCK, false);
+      multiply(rows, BLOCK, words, query + i * words, words, 1, key + j * words, BLOCK, scores, BLOCK, false);
       for (int64_t r = 0; r < queries; ++r) {
         const Seen keys = seen(before + i + r, j, call.window);
         if (keys.first >= keys.end) {
@@ -184,9 +174,10 @@ void forward_task(const AttentionCall& call, const Document& document, int64_t h
           continue;
         }
         hide(scores + r * BLOCK, keys);
-        weigh(scores + r * BLOCK, size, largest_score[r], total[r], output + r * size);
+        weigh(scores + r * BLOCK, call.scale, size, largest_score[r], total[r], output + r * size);
       }
-      multiply(rows, size, BLOCK, scores, BLOCK, 1, value + j * size, size, output, size, true);
+      const Word* weights = words_of(scores, rows * BLOCK, weight_memory);
+      multiply(rows, size, block_words, weights, block_words, 1, value + j * words, size, output, size, true);
     }
     for (int64_t r = 0; r < queries; ++r) {
       store_rows(output + r * size, 1, size, 1 / total[r],
@@ -197,90 +188,124 @@ void forward_task(const AttentionCall& call, const Document& document, int64_t h
   scratch.give_back();
 }
 
-// What one query head adds to the gradients of the keys and values that it reads.
+// What one document and query head differentiate by, and where that goes.
+template <typename Word>
 struct Backward {
   int64_t before, length, size, window;
-  const float *key, *key_blocks, *value_blocks;
-  float *key_gradient, *value_gradient;
+  float scale;
+  const Word *key_blocks, *value_blocks, *key_columns;
+  const Word *query, *query_columns, *output_gradient, *output_gradient_columns;
+  const float *log_sums, *inner;
+  float *key_gradient, *value_gradient, *query_gradient;
+  // Of one block.
+  float *weights, *slopes;
+  Word *weight_words, *slope_words, *column_words;
 };
 
-// Weights and the gradient of scores of one block, from scores and the gradient of weights, in place.
-void differentiate(const Backward& of, int64_t i, int64_t queries, int64_t j, const float* log_sums,
-                   const float* inner, float* weights, float* slopes) {
+// Weights and the gradient of scores of one block, from products of queries and keys and the gradient of weights,
+// in place.
+template <typename Word>
+void differentiate(const Backward<Word>& of, int64_t i, int64_t queries, int64_t j) {
   for (int64_t r = 0; r < queries; ++r) {
-    float *weight = weights + r * BLOCK, *slope = slopes + r * BLOCK;
+    float *weight = of.weights + r * BLOCK, *slope = of.slopes + r * BLOCK;
     hide(weight, seen(of.before + i + r, j, of.window));
     for (int64_t k = 0; k < BLOCK; k += LANES) {
-      const Vector probability = exponential(load(weight + k) - log_sums[i + r]);
+      const Vector probability = exponential(load(weight + k) * of.scale - of.log_sums[i + r]);
       store(weight + k, probability);
-      store(slope + k, probability * (load(slope + k) - inner[i + r]));
+      store(slope + k, probability * (load(slope + k) - of.inner[i + r]));
     }
   }
   const int64_t rows = up(queries, TILE_ROWS) - queries;
-  std::memset(weights + queries * BLOCK, 0, rows * BLOCK * sizeof(float));
-  std::memset(slopes + queries * BLOCK, 0, rows * BLOCK * sizeof(float));
+  std::memset(of.weights + queries * BLOCK, 0, rows * BLOCK * sizeof(float));
+  std::memset(of.slopes + queries * BLOCK, 0, rows * BLOCK * sizeof(float));
 }
 
-void backward_head(const Backward& of, const float* query, const float* output_gradient,
-                   const float* log_sums, const float* inner, float* query_gradient, float* weights,
-                   float* slopes) {
-  const int64_t size = of.size;
+template <typename Word>
+void backward_head(const Backward<Word>& of) {
+  const int64_t size = of.size, words = size / WIDTH<Word>, block_words = BLOCK / WIDTH<Word>;
   for (int64_t i = 0; i < of.length; i += BLOCK) {
     const int64_t queries = of.length - i < BLOCK ? of.length - i : BLOCK, rows = up(queries, TILE_ROWS);
+    const int64_t row_words = rows / WIDTH<Word>, at_query = i * words;
     for (int64_t j = first_block(of.before + i, of.window); j < of.before + i + queries; j += BLOCK) {
-      multiply(rows, BLOCK, size, query + i * size, size, 1, of.key_blocks + j * size, BLOCK, weights, BLOCK,
+      const int64_t at_key = j * words;
+      multiply(rows, BLOCK, words, of.query + at_query, words, 1, of.key_blocks + at_key, BLOCK, of.weights, BLOCK,
                false);
-      multiply(rows, BLOCK, size, output_gradient + i * size, size, 1, of.value_blocks + j * size, BLOCK, slopes,
-               BLOCK, false);
-      differentiate(of, i, queries, j, log_sums, inner, weights, slopes);
-      multiply(BLOCK, size, rows, weights, 1, BLOCK, output_gradient + i * size, size,
-               of.value_gradient + j * size, size, true);
-      multiply(BLOCK, size, rows, slopes, 1, BLOCK, query + i * size, size, of.key_gradient + j * size, size,
-               true);
-      multiply(rows, size, BLOCK, slopes, BLOCK, 1, of.key + j * size, size, query_gradient + i * size, size,
-               true);
+      multiply(rows, BLOCK, words, of.output_gradient + at_query, words, 1, of.value_blocks + at_key, BLOCK,
+               of.slopes, BLOCK, false);
+      differentiate(of, i, queries, j);
+      const Word* weights = words_of(of.weights, rows * BLOCK, of.weight_words);
+      multiply(BLOCK, size, row_words, in_columns(weights, rows, BLOCK, of.column_words), 1, BLOCK,
+               of.output_gradient_columns + at_query, size, of.value_gradient + j * size, size, true);
+      const Word* slopes = words_of(of.slopes, rows * BLOCK, of.slope_words);
+      multiply(BLOCK, size, row_words, in_columns(slopes, rows, BLOCK, of.column_words), 1, BLOCK,
+               of.query_columns + at_query, size, of.key_gradient + j * size, size, true);
+      multiply(rows, size, block_words, slopes, block_words, 1, of.key_columns + at_key, size,
+               of.query_gradient + i * size, size, true);
     }
   }
 }
 
-// Memory for a family of documents, of which the largest has `own` elements of a head, and sees `whole`.
+// Memory for a family of documents, of which the longest has `own` tokens, and the one that sees most `whole`.
+template <typename Word>
 struct Buffers {
-  float *key, *key_blocks, *value_blocks, *key_gradient, *value_gradient;
-  float *query, *query_gradient, *output_gradient, *output, *inner, *weights, *slopes;
+  Word *rows, *key_blocks, *value_blocks, *key_columns;
+  Word *query, *query_columns, *output_gradient, *output_gradient_columns;
+  Word *weight_words, *slope_words, *column_words;
+  float *key_gradient, *value_gradient, *query_gradient, *inner, *weights, *slopes;
 
-  Buffers(size_t own, size_t whole, int64_t longest) {
-    scratch.reserve(5 * whole + 4 * own + longest + 2 * BLOCK * BLOCK + 64);
-    for (float** of_whole : {&key, &key_blocks, &value_blocks, &key_gradient, &value_gradient})
-      *of_whole = scratch.take(whole);
-    for (float** of_own : {&query, &query_gradient, &output_gradient, &output}) *of_own = scratch.take(own);
-    inner = scratch.take(longest), weights = scratch.take(BLOCK * BLOCK), slopes = scratch.take(BLOCK * BLOCK);
+  Buffers(int64_t own, int64_t whole, int64_t size) {
+    const int64_t words = size / WIDTH<Word>;
+    scratch.reserve(whole * (4 * words + 2 * size) + own * (4 * words + size + 1) + 5 * BLOCK * BLOCK + 64);
+    for (Word** of_whole : {&rows, &key_blocks, &value_blocks, &key_columns})
+      *of_whole = scratch.take<Word>(whole * words);
+    for (Word** of_own : {&query, &query_columns, &output_gradient, &output_gradient_columns})
+      *of_own = scratch.take<Word>(own * words);
+    for (Word** of_block : {&weight_words, &slope_words, &column_words})
+      *of_block = scratch.take<Word>(BLOCK * BLOCK / WIDTH<Word>);
+    for (float** of_whole : {&key_gradient, &value_gradient}) *of_whole = scratch.take(whole * size);
+    query_gradient = scratch.take(own * size), inner = scratch.take(own);
+    weights = scratch.take(BLOCK * BLOCK), slopes = scratch.take(BLOCK * BLOCK);
   }
 };
 
+// Of each token of a document the product of its output and its gradient.
+template <typename T>
+void multiply_outputs(const AttentionCall& call, const Document& document, int64_t head, float* inner) {
+  for (int64_t s = 0; s < document.length; ++s) {
+    const T* output = place<T>(call.output, call.of_output, document.start + s, document.row, head);
+    const T* gradient =
+        place<T>(call.output_gradient, call.of_output_gradient, document.start + s, document.row, head);
+    Vector total{};
+    for (int64_t d = 0; d < call.head_size; d += LANES) total += load(output + d) * load(gradient + d);
+    inner[s] = sum(total);
+  }
+}
+
 // Gradients of one document's queries, stored, and of all keys and values that they see, added in the buffers.
 template <typename T>
-void backward_document(const AttentionCall& call, const Document& document, int64_t shared, const Buffers& of) {
+void backward_document(const AttentionCall& call, const Document& document, int64_t shared,
+                       const Buffers<WordOf<T>>& of) {
+  using Word = WordOf<T>;
   const int64_t length = document.length, before = document.before, size = call.head_size;
+  const int64_t words = size / WIDTH<Word>, own = up(length, BLOCK), whole = up(before + length, BLOCK);
   const int64_t group = call.heads / call.key_value_heads;
-  load_seen<T>(call.value, call.of_value, document, shared, size, of.key);
-  transpose_blocks(of.key, before + length, size, of.value_blocks);
-  load_seen<T>(call.key, call.of_key, document, shared, size, of.key);
-  transpose_blocks(of.key, before + length, size, of.key_blocks);
-  const Backward seen{before, length, size, call.window, of.key, of.key_blocks, of.value_blocks, of.key_gradient,
-                      of.value_gradient};
+  load_seen<T>(call.value, call.of_value, document, shared, size, of.rows);
+  transpose_blocks(of.rows, whole, words, of.value_blocks);
+  load_seen<T>(call.key, call.of_key, document, shared, size, of.rows);
+  transpose_blocks(of.rows, whole, words, of.key_blocks);
+  const Word* key_columns = in_columns(of.rows, whole, size, of.key_columns);
   for (int64_t head = shared * group; head < (shared + 1) * group; ++head) {
-    load_own<T>(call.query, call.of_query, document, head, size, call.scale, of.query);
-    load_own<T>(call.output, call.of_output, document, head, size, 1, of.output);
-    load_own<T>(call.output_gradient, call.of_output_gradient, document, head, size, 1, of.output_gradient);
-    std::memset(of.query_gradient, 0, up(length, BLOCK) * size * sizeof(float));
-    for (int64_t s = 0; s < length; ++s) {
-      Vector total{};
-      for (int64_t d = 0; d < size; d += LANES)
-        total += load(of.output + s * size + d) * load(of.output_gradient + s * size + d);
-      of.inner[s] = sum(total);
-    }
-    const float* log_sums = call.log_sums + (document.row * call.heads + head) * call.positions + document.start;
-    backward_head(seen, of.query, of.output_gradient, log_sums, of.inner, of.query_gradient, of.weights, of.slopes);
+    load_own<T>(call.query, call.of_query, document, head, size, of.query);
+    load_own<T>(call.output_gradient, call.of_output_gradient, document, head, size, of.output_gradient);
+    std::memset(of.query_gradient, 0, own * size * sizeof(float));
+    multiply_outputs<T>(call, document, head, of.inner);
+    backward_head(Backward<Word>{
+        before, length, size, call.window, call.scale, of.key_blocks, of.value_blocks, key_columns, of.query,
+        in_columns(of.query, own, size, of.query_columns), of.output_gradient,
+        in_columns(of.output_gradient, own, size, of.output_gradient_columns),
+        call.log_sums + (document.row * call.heads + head) * call.positions + document.start, of.inner,
+        of.key_gradient, of.value_gradient, of.query_gradient, of.weights, of.slopes, of.weight_words,
+        of.slope_words, of.column_words});
     store_rows(of.query_gradient, length, size, call.scale,
                place<T>(call.query_gradient, call.of_query_gradient, document.start, document.row, head),
                call.of_query_gradient.position);
@@ -288,9 +313,9 @@ void backward_document(const AttentionCall& call, const Document& document, int6
 }
 
 template <typename T>
-void store_keys(const AttentionCall& call, const Document& document, int64_t shared, const Buffers& of) {
+void store_keys(const AttentionCall& call, const Document& document, int64_t shared, const Buffers<WordOf<T>>& of) {
   const int64_t size = call.head_size, first = document.before * size;
-  store_rows(of.key_gradient + first, document.length, size, 1,
+  store_rows(of.key_gradient + first, document.length, size, call.scale,
              place<T>(call.key_gradient, call.of_key_gradient, document.start, document.row, shared),
              call.of_key_gradient.position);
   store_rows(of.value_gradient + first, document.length, size, 1,
@@ -308,7 +333,7 @@ void backward_task(const AttentionCall& call, int64_t family, int64_t shared) {
     longest = std::max(longest, up(document->length, BLOCK));
     most = std::max(most, up(document->before + document->length, BLOCK));
   }
-  const Buffers of(longest * size, most * size, longest);
+  const Buffers<WordOf<T>> of(longest, most, size);
   for (const Document* document = beginning; document < end; ++document) {
     const int64_t first = document->before * size, own = most * size - first;
     std::memset(of.key_gradient + first, 0, own * sizeof(float));

@@ -15,8 +15,15 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-LEVELS = {"x86-64-v4": "avx512bw avx512cd avx512dq avx512f avx512vl", "x86-64-v3": "avx2 bmi2 f16c fma"}
-"""What the compiler calls them, highest first, and what /proc/cpuinfo says of a processor that has them."""
+_V4 = "avx512bw avx512cd avx512dq avx512f avx512vl"
+LEVELS = {
+    "x86-64-v4-bf16": f"{_V4} avx512_bf16",
+    "x86-64-v4": _V4,
+    "x86-64-v3": "avx2 bmi2 f16c fma",
+}
+"""Highest first, and what /proc/cpuinfo says of a processor that has them."""
+MACHINES = {"x86-64-v4-bf16": ["-march=x86-64-v4", "-mavx512bf16"]}
+"""What a compiler calls those that it does not call as we do."""
 OPTIONS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 
 
@@ -49,7 +56,7 @@ def _library(level: str) -> Path:
     try:
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         sources = [str(path) for path in _sources() if path.suffix == ".cpp"]
-        command = [*compiler, *OPTIONS, f"-march={level}", *sources, "-o", unfinished]
+        command = [*compiler, *OPTIONS, *MACHINES.get(level, [f"-march={level}"]), *sources, "-o", unfinished]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")

@@ -22,7 +22,6 @@ constexpr int LANES = 16;
 #else
 constexpr int LANES = 8;
 #endif
-constexpr int TILE_ROWS = 4;
 
 // Of a tensor [position, row, head, size], in elements; the last dimension is contiguous.
 struct Strides {
@@ -123,40 +122,6 @@ inline Vector exponential(Vector x) {
   Integers exponent = ((Integers)shifted << 23) + 0x3f800000;
   Vector result = power * (Vector)exponent;
   return x < -87.0f ? Vector{} : result;
-}
-
-// C[rows, columns] (+)= A[rows, inner] · B[inner, columns], for ROWS rows and VECTORS vectors of columns.
-template <int ROWS, int VECTORS>
-inline void multiply_tile(int64_t inner, const float* a, int64_t a_row, int64_t a_inner, const float* b,
-                          int64_t b_inner, float* c, int64_t c_row, bool onto) {
-  Vector total[ROWS][VECTORS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v) total[r][v] = onto ? load(c + r * c_row + v * LANES) : Vector{};
-  for (int64_t k = 0; k < inner; ++k) {
-    Vector right[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) right[v] = load(b + k * b_inner + v * LANES);
-    for (int r = 0; r < ROWS; ++r) {
-      const float left = a[r * a_row + k * a_inner];
-      for (int v = 0; v < VECTORS; ++v) total[r][v] += left * right[v];
-    }
-  }
-  for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * LANES, total[r][v]);
-}
-
-// As above, of any multiples: `rows` of TILE_ROWS, `columns` of 16.
-inline void multiply(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_row,
-                     int64_t a_inner, const float* b, int64_t b_inner, float* c, int64_t c_row, bool onto) {
-  constexpr int VECTORS = LANES == 16 ? 4 : 2;
-  int64_t first = 0;
-  for (; first + VECTORS * LANES <= columns; first += VECTORS * LANES)
-    for (int64_t row = 0; row < rows; row += TILE_ROWS)
-      multiply_tile<TILE_ROWS, VECTORS>(inner, a + row * a_row, a_row, a_inner, b + first, b_inner,
-                                        c + row * c_row + first, c_row, onto);
-  for (; first < columns; first += LANES)
-    for (int64_t row = 0; row < rows; row += TILE_ROWS)
-      multiply_tile<TILE_ROWS, 1>(inner, a + row * a_row, a_row, a_inner, b + first, b_inner,
-                                  c + row * c_row + first, c_row, onto);
 }
 
 }  // namespace llmscale
