@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmscale.rlhf.experience import Experience
+from llmscale.rlhf.workers.dealing import Cost
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def _that_fit(lengths: dict[int, int], shared: int, row_length: int) -> Iterator
             members, length = [], shared
         members = [*members, number]
         length += whole - shared
+
+
+def costs(experiences: Sequence[Experience]) -> list[Cost]:
+    """Tokens of each, those of its prompt shared with the other answers to it."""
+    return [Cost(len(one.tokens_T), _prompt(one), one.prompt) for one in experiences]
 
 
 def _prompt(experience: Experience) -> int:

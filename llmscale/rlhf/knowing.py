@@ -6,6 +6,7 @@ from typing import Any
 from llmscale.config.rlhf import RlhfSection
 from llmscale.objectives.rl.signals import OLD, REFERENCE, VALUES
 from llmscale.rlhf.experience import Experience
+from llmscale.rlhf.families import costs
 from llmscale.rlhf.models import Models
 
 
@@ -16,15 +17,15 @@ def knowing(experiences: Sequence[Experience], models: Models, options: RlhfSect
     Raises:
         WorkerLost, WorkerFailed: see `Calls.results`.
     """
-    found, lengths = list(experiences), [len(one.tokens_T) for one in experiences]
+    found, tokens = list(experiences), costs(experiences)
     pending: dict[str, Any] = {}
     if _needs_old(options):
-        pending[OLD] = models.actor.submit("log_probabilities", found, costs=lengths)
+        pending[OLD] = models.actor.submit("log_probabilities", found, costs=tokens)
     if options.has_kl:
         teller, method = models.reference or models.actor, "reference_log_probabilities"
-        pending[REFERENCE] = teller.submit(method, found, costs=lengths)
+        pending[REFERENCE] = teller.submit(method, found, costs=tokens)
     if models.critic is not None:
-        pending[VALUES] = models.critic.submit("values", found, costs=lengths)
+        pending[VALUES] = models.critic.submit("values", found, costs=tokens)
     for name, calls in pending.items():
         told = calls.results()
         found = [one.knowing(**{name: values}) for one, values in zip(found, told, strict=True)]

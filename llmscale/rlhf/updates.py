@@ -6,6 +6,7 @@ from statistics import mean
 from llmscale.config.rlhf import UpdateSection
 from llmscale.parallel.rng import derived_seed
 from llmscale.rlhf.experience import Experience
+from llmscale.rlhf.families import costs
 from llmscale.rlhf.learning import minibatches
 from llmscale.rlhf.models import Models
 
@@ -41,9 +42,9 @@ def update_models(
 
 def _step(models: Models, experiences: Sequence[Experience], kl_coefficient: float) -> Figures:
     """Actor and critic, at the same time where they live apart."""
-    lengths, critic = [len(one.tokens_T) for one in experiences], models.critic
-    pending = critic.give("update", experiences, costs=lengths) if critic is not None else None
-    learned = models.actor.give("learn", experiences, kl_coefficient, costs=lengths)
+    tokens, critic = costs(experiences), models.critic
+    pending = critic.give("update", experiences, costs=tokens) if critic is not None else None
+    learned = models.actor.give("learn", experiences, kl_coefficient, costs=tokens)
     figures: Figures = learned.results()[0]
     if pending is None:
         return figures

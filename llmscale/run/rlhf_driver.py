@@ -27,6 +27,7 @@ from llmscale.rlhf.models import Models
 from llmscale.rlhf.rewards.reward import Means, ModelScores
 from llmscale.rlhf.rewards.weighted import Rewards
 from llmscale.rlhf.state import State
+from llmscale.rlhf.workers.dealing import Cost
 from llmscale.rlhf.workers.group import Group
 from llmscale.rlhf.workers.lost import WorkerLost
 from llmscale.rlhf.workers.places import NoPlace
@@ -89,7 +90,12 @@ def _scores_of(group: Group | None) -> ModelScores | None:
     """What the reward model gives to whole texts."""
     if group is None:
         return None
-    return lambda texts: group.submit("scores", list(texts), costs=[len(text) for text in texts]).results()
+
+    def scores(texts: Sequence[Sequence[int]]) -> Sequence[float]:
+        costs = [Cost(len(text)) for text in texts]
+        return group.submit("scores", list(texts), costs=costs).results()
+
+    return scores
 
 
 @dataclass

@@ -15,7 +15,8 @@ from torch import Tensor
 from llmscale.config.schema import Config
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.rlhf.experience import Experience
-from llmscale.rlhf.workers.group import deal
+from llmscale.rlhf.families import costs
+from llmscale.rlhf.workers.dealing import deal
 from llmscale.run.rlhf_roles import Actor, Trained, open_actor, open_critic, open_reference, open_reward
 from tests.distributed.parity import _assemble
 from tests.ranks import run_ranks
@@ -85,7 +86,7 @@ def taught(rank: int, role: str, config: Config) -> tuple[Any, ...]:
     opened.load(None)
     layout = opened.world.layout
     every = experiences()
-    dealt = deal([len(one.tokens_T) for one in every], layout.data)
+    dealt = deal(costs(every), layout.data)
     mine = [every[place] for place in dealt[layout.coordinates(rank).data]]
     method = opened.log_probabilities if isinstance(opened, Actor) else opened.values  # type: ignore[attr-defined]
     told = method(mine)

@@ -124,23 +124,21 @@ void load_seen(const void* tensor, const Strides& of, const Document& document, 
 
 // Weights of one block of keys from products of queries and keys, in place; what was summed before is scaled down
 // to the new largest score.
-void weigh(float* scores, float scale, int64_t size, float& largest_score, float& total, float* output) {
+void weigh(float* scores, float scale, int64_t size, float& largest_score, Vector& total, float* output) {
   Vector most = load(scores);
   for (int64_t k = LANES; k < BLOCK; k += LANES) most = larger(most, load(scores + k));
   const float now = std::fmax(largest_score, largest(most) * scale);
-  Vector added{};
-  for (int64_t k = 0; k < BLOCK; k += LANES) {
-    const Vector weights = exponential(load(scores + k) * scale - now);
-    store(scores + k, weights);
-    added += weights;
-  }
   if (now != largest_score) {
     const float shrink = std::exp(largest_score - now);
     for (int64_t d = 0; d < size; d += LANES) store(output + d, load(output + d) * shrink);
     total *= shrink;
     largest_score = now;
   }
-  total += sum(added);
+  for (int64_t k = 0; k < BLOCK; k += LANES) {
+    const Vector weights = exponential(load(scores + k) * scale - now);
+    store(scores + k, weights);
+    total += weights;
+  }
 }
 
 template <typename T>
@@ -162,8 +160,9 @@ void forward_task(const AttentionCall& call, const Document& document, int64_t h
   float* log_sums = call.log_sums + (row * call.heads + head) * call.positions + start;
   for (int64_t i = 0; i < length; i += BLOCK) {
     const int64_t queries = length - i < BLOCK ? length - i : BLOCK, rows = up(queries, TILE_ROWS);
-    float largest_score[BLOCK], total[BLOCK];
-    for (int64_t r = 0; r < BLOCK; ++r) largest_score[r] = -INFINITY, total[r] = 0;
+    float largest_score[BLOCK];
+    Vector totals[BLOCK] = {};
+    std::fill(largest_score, largest_score + BLOCK, -INFINITY);
     std::memset(output, 0, BLOCK * size * sizeof(float));
     for (int64_t j = first_block(before + i, call.window); j < before + i + queries; j += BLOCK) {
       multiply(rows, BLOCK, words, query + i * words, words, 1, key + j * words, BLOCK, scores, BLOCK, false);
@@ -174,15 +173,16 @@ void forward_task(const AttentionCall& call, const Document& document, int64_t h
           continue;
         }
         hide(scores + r * BLOCK, keys);
-        weigh(scores + r * BLOCK, call.scale, size, largest_score[r], total[r], output + r * size);
+        weigh(scores + r * BLOCK, call.scale, size, largest_score[r], totals[r], output + r * size);
       }
       const Word* weights = words_of(scores, rows * BLOCK, weight_memory);
       multiply(rows, size, block_words, weights, block_words, 1, value + j * words, size, output, size, true);
     }
     for (int64_t r = 0; r < queries; ++r) {
-      store_rows(output + r * size, 1, size, 1 / total[r],
+      const float total = sum(totals[r]);
+      store_rows(output + r * size, 1, size, 1 / total,
                  place<T>(call.output, call.of_output, start + i + r, row, head), 0);
-      log_sums[i + r] = largest_score[r] + std::log(total[r]);
+      log_sums[i + r] = largest_score[r] + std::log(total);
     }
   }
   scratch.give_back();

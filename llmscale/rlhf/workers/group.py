@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from llmscale.parallel.layout import Layout
 from llmscale.rlhf.workers.calls import Calls
+from llmscale.rlhf.workers.dealing import Cost, Dealt, deal
 from llmscale.rlhf.workers.pool import Pool
 
 Result = TypeVar("Result")
@@ -18,8 +19,7 @@ class Pending(Generic[Result]):
 
     calls: Calls
     layout: Layout
-    dealt: list[list[int]]
-    """Of each replica the places of its samples."""
+    dealt: Dealt
 
     def results(self, seconds: float | None = None) -> list[Result]:
         """One a sample, in their order.
@@ -49,7 +49,7 @@ class Group:
     layout: Layout
 
     def submit(
-        self, method: str, samples: Sequence[Any], *shared: Any, costs: Sequence[int] | None = None
+        self, method: str, samples: Sequence[Any], *shared: Any, costs: Sequence[Cost] | None = None
     ) -> Pending[Any]:
         """Begin a call for samples, each of which one replica gets; all its ranks get the same ones.
 
@@ -57,18 +57,19 @@ class Group:
             shared: further arguments, the same for all.
             costs: of each sample, so that replicas have as much to do; None: all cost the same.
         """
-        dealt = deal(costs or [1] * len(samples), self.layout.data)
+        dealt = self._deal(samples, costs)
         return Pending(self._call(method, samples, dealt, shared), self.layout, dealt)
 
     def give(
-        self, method: str, samples: Sequence[Any], *shared: Any, costs: Sequence[int] | None = None
+        self, method: str, samples: Sequence[Any], *shared: Any, costs: Sequence[Cost] | None = None
     ) -> Calls:
         """As `submit`, where the answer is not of samples: each rank's is told."""
-        return self._call(method, samples, deal(costs or [1] * len(samples), self.layout.data), shared)
+        return self._call(method, samples, self._deal(samples, costs), shared)
 
-    def _call(
-        self, method: str, samples: Sequence[Any], dealt: list[list[int]], shared: tuple[Any, ...]
-    ) -> Calls:
+    def _deal(self, samples: Sequence[Any], costs: Sequence[Cost] | None) -> Dealt:
+        return deal(costs or [Cost()] * len(samples), self.layout.data)
+
+    def _call(self, method: str, samples: Sequence[Any], dealt: Dealt, shared: tuple[Any, ...]) -> Calls:
         shares = [[samples[place] for place in places] for places in dealt]
         ranks = range(self.layout.world_size)
         arguments = [(shares[self.layout.coordinates(rank).data], *shared) for rank in ranks]
@@ -83,16 +84,3 @@ def speaks(layout: Layout, rank: int) -> bool:
     """What a replica has found is told by the first tensor rank of its last stage."""
     place = layout.coordinates(rank)
     return place.tensor == place.context == 0 and place.pipeline == layout.pipeline - 1
-
-
-def deal(costs: Sequence[int], replicas: int) -> list[list[int]]:
-    """Places of samples for each replica: as many for each as can be, and of much the same cost.
-
-    The dearest first, in turns there and back; each replica's places in rising order.
-    """
-    dealt: list[list[int]] = [[] for _ in range(replicas)]
-    order = sorted(range(len(costs)), key=lambda place: (-costs[place], place))
-    for turn, place in enumerate(order):
-        round_, replica = divmod(turn, replicas)
-        dealt[replica if round_ % 2 == 0 else replicas - 1 - replica].append(place)
-    return [sorted(places) for places in dealt]
