@@ -147,7 +147,7 @@ def _run(
     window: int | None,
 ) -> None:
     query, key = tensors["query"], tensors["key"]
-    is_bfloat16, threads = type_and_threads(query)
+    is_bfloat16, threads = type_and_threads(query, query[..., 0].numel() * len(query))
     documents, families = tables
     call = _Call(
         log_sums=log_sums_BNS.data_ptr(),

@@ -45,7 +45,7 @@ def decode(
     strides = [stride for tensor in (*new, keys_BKTD) for stride in tensor.stride()[:2]]
     rows, heads, size = query_BND.shape
     sizes = (rows, heads, keys_BKTD.shape[1], size, prefix, window or 0)
-    last = (1 / math.sqrt(size), *type_and_threads(query_BND))
+    last = (1 / math.sqrt(size), *type_and_threads(query_BND, keys_BKTD.numel()))
     call = _Call(*(tensor.data_ptr() for tensor in tensors), *strides, *sizes, *last)
     run("decode", ctypes.byref(call))
     return output_BND

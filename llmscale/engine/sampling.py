@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from llmscale_kernels.sampling import block_sums, token_weights
 from torch import Tensor
 
 from llmscale.parallel.rng import derived_seed
@@ -63,13 +64,17 @@ def draw(logits_BV: Tensor, options: SamplingOptions, uniforms: list[float]) -> 
     Args:
         uniforms: of each row, in [0, 1): on it and on the row's own logits alone its token depends.
     """
-    weights_BV, totals_B1 = _weights(logits_BV, options.temperature or 1.0)
+    weights_BV, sums_BG = token_weights(logits_BV, options.temperature or 1.0, BLOCK)
+    totals_B1 = sums_BG.sum(dim=-1, keepdim=True)
     if options.temperature == 0:
         tokens_B = logits_BV.argmax(dim=-1)
     else:
         draw_B = torch.tensor(uniforms, dtype=torch.float64, device=logits_BV.device)
-        is_cut = options.top_k is not None or options.top_p < 1
-        tokens_B = _found(_padded(probabilities(logits_BV, options)) if is_cut else weights_BV, draw_B)
+        if options.top_k is None and options.top_p == 1:
+            tokens_B = _found(weights_BV, sums_BG, draw_B)
+        else:
+            cut_BV = _padded(probabilities(logits_BV, options))
+            tokens_B = _found(cut_BV, block_sums(cut_BV, BLOCK), draw_B)
     chosen_B1 = weights_BV.gather(1, tokens_B[:, None]).double()
     return Drawn(tokens_B, (chosen_B1.log() - totals_B1.log())[:, 0])
 
@@ -95,34 +100,17 @@ def uniform(seed: int, step: int) -> float:
     return (derived_seed(seed, "token", step) >> (63 - UNIFORM_BITS)) / 2**UNIFORM_BITS
 
 
-def _weights(logits_BV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """exp(logit / temperature), 1 for the likeliest token, padded with 0 to whole blocks, [B, G × BLOCK] in
-    float32 (float64 of logits in float64); and their sums, [B, 1] in float64."""
-    rows, vocabulary = logits_BV.shape
-    wide = torch.float64 if logits_BV.dtype == torch.float64 else torch.float32
-    weights_BV = torch.empty((rows, vocabulary + -vocabulary % BLOCK), dtype=wide, device=logits_BV.device)
-    weights_BV[:, vocabulary:] = 0
-    # In place: what a vocabulary is wide is gone over often enough.
-    tokens_BV = weights_BV[:, :vocabulary].copy_(logits_BV)
-    if temperature != 1:
-        tokens_BV.div_(temperature)
-    tokens_BV.sub_(tokens_BV.amax(dim=-1, keepdim=True)).exp_()
-    return weights_BV, _block_sums(weights_BV).sum(dim=-1, keepdim=True)
-
-
 def _padded(weights_BV: Tensor) -> Tensor:
     return F.pad(weights_BV, (0, -weights_BV.shape[-1] % BLOCK))
 
 
-def _block_sums(weights_BV: Tensor) -> Tensor:
-    """[B, G], float64."""
-    return weights_BV.unflatten(-1, (-1, BLOCK)).sum(dim=-1).double()
-
-
-def _found(weights_BV: Tensor, draw_B: Tensor) -> Tensor:
+def _found(weights_BV: Tensor, sums_BG: Tensor, draw_B: Tensor) -> Tensor:
     """The first token of each row up to which more than the share `draw_B` of all weight lies, int64 [B]: one
-    without weight never is."""
-    sums_BG = _block_sums(weights_BV)
+    without weight never is.
+
+    Args:
+        sums_BG: of the weights of each block.
+    """
     ends_BG = sums_BG.cumsum(dim=-1)
     wanted_B1 = draw_B[:, None] * ends_BG[:, -1:]
     block_B1 = torch.searchsorted(ends_BG, wanted_B1, right=True)

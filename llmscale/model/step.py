@@ -7,12 +7,13 @@ asked as ever.
 Shapes: B rows, H hidden size, N query heads, K key-value heads, D head size.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from llmscale_kernels.matmul import packed_product
+from llmscale_kernels.rotary import rotate
 from llmscale_kernels.swiglu import swiglu
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
@@ -25,17 +26,6 @@ from llmscale.model.linear import ColumnParallelLinear, RowParallelLinear
 from llmscale.model.mlp import FeedForward
 
 
-class _Turn(NamedTuple):
-    """Angles of the rows' positions."""
-
-    table: Tensor
-    """As `forward` of a layer wants it, [2, 1, B or 1, D]."""
-    cosine: Tensor
-    """[B or 1, 1, D]."""
-    sine: Tensor
-    """Negative in its first half: times heads whose halves are swapped."""
-
-
 @torch.no_grad()
 def step(chunk: LanguageModel, tokens_B1: Tensor, position_ids_B1: Tensor) -> Tensor:
     """As `LanguageModel.hidden_states`, [1, B, H]; caches know where the tokens belong."""
@@ -45,31 +35,27 @@ def step(chunk: LanguageModel, tokens_B1: Tensor, position_ids_B1: Tensor) -> Te
     else:
         assert chunk.decoder.input_tensor is not None
         hidden = chunk.decoder.input_tensor
-    turn = _turn(chunk, positions_B1)
+    table = chunk.rotary_table
+    angles = None if table is None else table.at(positions_B1, chunk.config.params_dtype)
     for layer in chunk.decoder.layers:
         assert isinstance(layer, TransformerLayer)
-        hidden = _layer(layer, hidden, turn)
+        hidden = _layer(layer, hidden, angles)
     final: Any = chunk.decoder.final_layernorm
     return hidden if final is None else final(hidden)
 
 
-def _turn(chunk: LanguageModel, positions_B1: Tensor) -> _Turn | None:
-    if chunk.rotary_table is None:
-        return None
-    table = chunk.rotary_table.at(positions_B1, chunk.config.params_dtype)
-    cosine, sine = table[0, 0, :, None], table[1, 0, :, None]
-    half = sine.shape[-1] // 2
-    return _Turn(table, cosine, torch.cat((-sine[..., :half], sine[..., half:]), dim=-1))
-
-
-def _layer(layer: TransformerLayer, hidden_1BH: Tensor, turn: _Turn | None) -> Tensor:
+def _layer(layer: TransformerLayer, hidden_1BH: Tensor, angles: Tensor | None) -> Tensor:
+    """
+    Args:
+        angles: of the rows' positions, [2, 1, B or 1, D].
+    """
     attention, feed_forward = layer.self_attention, layer.mlp
     assert isinstance(attention, SelfAttention) and isinstance(feed_forward, FeedForward)
     normal = layer.input_layernorm(hidden_1BH)
     if attention._forward_hooks:
-        hidden_1BH = _added(hidden_1BH, *attention(normal, None, None if turn is None else turn.table))
+        hidden_1BH = _added(hidden_1BH, *attention(normal, None, angles))
     else:
-        hidden_1BH = _added(hidden_1BH, *_attended(attention, normal, turn))
+        hidden_1BH = _added(hidden_1BH, *_attended(attention, normal, angles))
     normal = layer.pre_mlp_layernorm(hidden_1BH)
     if feed_forward._forward_hooks:
         return _added(hidden_1BH, *feed_forward(normal))
@@ -77,22 +63,19 @@ def _layer(layer: TransformerLayer, hidden_1BH: Tensor, turn: _Turn | None) -> T
 
 
 def _attended(
-    attention: SelfAttention, hidden_1BH: Tensor, turn: _Turn | None
+    attention: SelfAttention, hidden_1BH: Tensor, angles: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     cache = attention.cache
     assert cache is not None and isinstance(cache.coming, NextTokens)
     heads, turned = attention.heads, attention.heads + attention.kv_heads
-    mixed_BXD = _column(attention.linear_qkv, hidden_1BH)[0].unflatten(-1, (-1, attention.head_size))
-    both_BXD, value_BKD = mixed_BXD[:, :turned], mixed_BXD[:, turned:]
+    mixed_1BXD = _column(attention.linear_qkv, hidden_1BH).unflatten(-1, (-1, attention.head_size))
+    both_1BXD, value_1BKD = mixed_1BXD[:, :, :turned], mixed_1BXD[:, :, turned:]
     if attention.q_layernorm is not None and attention.k_layernorm is not None:
-        normal = attention.q_layernorm(both_BXD[:, :heads]), attention.k_layernorm(both_BXD[:, heads:])
-        both_BXD = torch.cat(normal, dim=1)
-    if turn is not None:
-        swapped_BXD = both_BXD.roll(both_BXD.shape[-1] // 2, dims=-1)
-        both_BXD = (both_BXD * turn.cosine).addcmul_(swapped_BXD, turn.sine)
-    attended = cache.attend(
-        both_BXD[None, :, :heads], both_BXD[None, :, heads:], value_BKD[None], cache.coming
-    )
+        query_1BND, key_1BKD = both_1BXD[:, :, :heads], both_1BXD[:, :, heads:]
+        both_1BXD = torch.cat((attention.q_layernorm(query_1BND), attention.k_layernorm(key_1BKD)), dim=2)
+    if angles is not None:
+        both_1BXD = rotate(both_1BXD, angles[0], angles[1])
+    attended = cache.attend(both_1BXD[:, :, :heads], both_1BXD[:, :, heads:], value_1BKD, cache.coming)
     return _row(attention.linear_proj, attended)
 
 

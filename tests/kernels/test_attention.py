@@ -3,6 +3,7 @@
 import pytest
 import torch
 from llmscale_kernels.attention import Lengths, attention, attention_reference, fits
+from llmscale_kernels.cpu import library
 from torch import Tensor
 
 SHAPES: dict[str, tuple[tuple[int, int, int, int], Lengths, int | None]] = {
@@ -54,7 +55,8 @@ def test_equals_torch_in_float64(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["documents", "shared keys", "window"])
-def test_threads_change_nothing(name: str) -> None:
+def test_threads_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "LEAST_OF_THREADS", 0)
     _, lengths, window = SHAPES[name]
     inputs, weights = made(name, torch.float32)
     before = torch.get_num_threads()

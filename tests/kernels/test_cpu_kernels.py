@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from llmscale_kernels import norm, rotary, swiglu
+from llmscale_kernels import norm, rotary, sampling, swiglu
 from llmscale_kernels.cpu import build, library
 from llmscale_kernels.cpu import cross_entropy as compiled_cross_entropy
+from llmscale_kernels.cpu import sampling as compiled_sampling
 from llmscale_kernels.cross_entropy import cross_entropy
 from torch import Tensor
 
@@ -160,8 +161,27 @@ def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
     torch.testing.assert_close(rounded, exact.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocabulary", "temperature"), [(5, 1.0), (1000, 0.7), (1024, 2.0)])
+def test_weights_of_tokens_are_those_of_torch(
+    vocabulary: int, temperature: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    # A part of a wider tensor, as the logits of one position of several are; one token that cannot come.
+    logits_BV = (9 * torch.randn(6, 2 * vocabulary)).to(dtype)[:, :vocabulary]
+    logits_BV[2, 3] = -torch.inf
+    weights, sums = sampling.token_weights(logits_BV, temperature, 128)
+    monkeypatch.setattr(compiled_sampling, "fits", lambda *_: False)
+    expected, expected_sums = sampling.token_weights(logits_BV.double(), temperature, 128)
+    assert weights.shape == expected.shape and weights.dtype == torch.float32
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-12)
+    assert weights[2, 3] == 0 and (weights.amax(dim=-1) == 1).all()
+
+
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
-def test_threads_change_nothing(name: str) -> None:
+def test_threads_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "LEAST_OF_THREADS", 0)
     operation, _, shapes, _ = OPERATIONS[name]
     torch.manual_seed(0)
     inputs = [torch.randn(shape).requires_grad_() for shape in shapes]

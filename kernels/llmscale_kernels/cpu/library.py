@@ -23,6 +23,7 @@ SIGNATURES = {
     "rotary": "p",
     "swiglu_forward": "ppnnii",
     "swiglu_backward": "pppnnii",
+    "token_weights": "p",
 }
 """What the functions take: p a pointer, n an int64_t, i an int32_t, f a float."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
@@ -44,6 +45,8 @@ class Choice:
 
 LANES = 16
 """Rows of tensors come in multiples of it."""
+LEAST_OF_THREADS = 1 << 15
+"""Elements that are worth waking the other threads for."""
 
 
 def run(name: str, *arguments: Any) -> None:
@@ -77,9 +80,15 @@ def loaded() -> ctypes.CDLL | None:
     return library
 
 
-def type_and_threads(tensor: Tensor) -> tuple[int, int]:
-    """What most functions end with."""
-    return int(tensor.dtype == torch.bfloat16), torch.get_num_threads()
+def type_and_threads(tensor: Tensor, elements: int | None = None) -> tuple[int, int]:
+    """What most functions end with.
+
+    Args:
+        elements: that the function goes over; None: those of the tensor.
+    """
+    # All or one: a team of another size than the last one's is made anew.
+    is_small = (tensor.numel() if elements is None else elements) <= LEAST_OF_THREADS
+    return int(tensor.dtype == torch.bfloat16), 1 if is_small else torch.get_num_threads()
 
 
 def choice() -> Choice:
