@@ -52,6 +52,8 @@ def deepspeed_engine(
         and hasattr(engine.optimizer, "scaled_global_norm")
     ):
         _sum_norm_over_stages_once(engine.optimizer, world)
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        _count_nothing_where_nothing_is_left(engine.optimizer, world)
     return engine
 
 
@@ -74,6 +76,20 @@ def _sum_norm_over_stages_once(optimizer: Any, world: World) -> None:
         return torch.where(norm.isfinite(), norm, -1.0)
 
     optimizer.scaled_global_norm = scaled_global_norm
+
+
+def _count_nothing_where_nothing_is_left(optimizer: Any, world: World) -> None:
+    """What every tensor rank has as a whole, a learned prompt for example, counts in the norm of the first of
+    them only. That the others may have nothing else DeepSpeed does not expect."""
+    own_gradients = optimizer.get_grads_for_norm
+
+    def gradients_for_norm(for_clipping: bool = False) -> Any:
+        if for_clipping:
+            return own_gradients(for_clipping)
+        counted, of_experts = own_gradients()
+        return counted or [torch.zeros(1, device=world.device)], of_experts
+
+    optimizer.get_grads_for_norm = gradients_for_norm
 
 
 @contextlib.contextmanager

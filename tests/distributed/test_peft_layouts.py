@@ -56,9 +56,10 @@ ALWAYS = (
     ("gpt2", "sp2-pp2-recompute", "fp64"),
     ("gpt2", "pp2-dp2", "fp64"),
     ("llama", "dp2-zero3", "fp32"),
+    ("llama", "tp2", "bf16"),
 )
 """What `make test` runs: tensor ranks with parts of the sequence, stages (one of which may train nothing,
-also under ZeRO), ZeRO 1 and 3; with biases and without. The rest of the matrix is `make soak`."""
+also under ZeRO), ZeRO 1 and 3, bf16; with biases and without. The rest of the matrix is `make soak`."""
 MATRIX = [
     pytest.param(
         model, layout, precision, marks=() if (model, layout, precision) in ALWAYS else pytest.mark.soak

@@ -46,7 +46,8 @@ class DoraUpdate(LoraUpdate):
         bias_O = base.bias if self.is_column_parallel else None
         plain_SBO = output_SBO if bias_O is None else output_SBO - bias_O
         more_O, factor_O = (factor_O - 1).to(one), factor_O.to(one)
-        return output_SBO + more_O * plain_SBO + factor_O * self.update(input_SBI)
+        update_SBO = self.added(input_SBI, torch.zeros_like(output_SBO))
+        return output_SBO + more_O * plain_SBO + factor_O * update_SBO
 
     @torch.no_grad()
     def _norm(self, weight: Tensor, target: Target) -> Tensor:

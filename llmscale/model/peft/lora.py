@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from llmscale_kernels.low_rank import add_low_rank
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
@@ -47,7 +48,6 @@ class LoraUpdate(torch.nn.Module):
         self.targets = found.targets
         self.scale = options.alpha / (math.sqrt(options.rank) if options.rslora else options.rank)
         self.dropout = torch.nn.Dropout(options.dropout)
-        self.outputs = found.weight.shape[0]
         self.is_column_parallel = isinstance(found.linear, ColumnParallelLinear)
         self.sequence_parallel = chunk.config.sequence_parallel
         self.group = chunk.world.tensor_group
@@ -72,11 +72,14 @@ class LoraUpdate(torch.nn.Module):
 
     def forward(self, input_SBI: Tensor, output_SBO: Tensor, base: Linear) -> Tensor:
         """The layer's new output, [S, B, O]; `output_SBO` is what `base`, the layer itself, gave."""
-        return output_SBO + self.update(input_SBI)
+        return self.added(input_SBI, output_SBO)
 
-    def update(self, input_SBI: Tensor) -> Tensor:
-        """scale · B A x, [S, B, O]."""
-        return self.expand(self.reduce(self.dropout(input_SBI)))
+    def added(self, input_SBI: Tensor, output_SBO: Tensor) -> Tensor:
+        """`output_SBO` + scale · B A x: of each target's part of A x, where its outputs lie."""
+        inner_SBR = self.reduce(self.dropout(input_SBI))
+        ups = [self._whole(self.up(target)) for target in self.targets]
+        firsts = [target.first_row for target in self.targets]
+        return add_low_rank(output_SBO, inner_SBR, ups, firsts, self.scale)
 
     def reduce(self, input_SBI: Tensor) -> Tensor:
         """A x of all targets, [S, B, R], whole on every tensor rank but for the sequence of a layer that is
@@ -91,17 +94,6 @@ class LoraUpdate(torch.nn.Module):
             inner_SBR = F.linear(input_SBI, sum_gradient(down_RI, self.group))
             return gather_from_sequence_parallel_region(inner_SBR, group=self.group)
         return copy_to_tensor_model_parallel_region(F.linear(input_SBI, down_RI), group=self.group)
-
-    def expand(self, inner_SBR: Tensor) -> Tensor:
-        """scale · B of each target's part of A x, where its outputs lie; 0 between them."""
-        parts: list[Tensor] = []
-        end = 0
-        for target, inner in zip(self.targets, inner_SBR.split(self.rank, dim=-1)):
-            parts += _zeros(inner, target.first_row - end)
-            parts.append(F.linear(inner, self._whole(self.up(target))))
-            end = target.first_row + target.rows
-        parts += _zeros(inner_SBR, self.outputs - end)
-        return self.scale * torch.cat(parts, dim=-1)
 
     @property
     def rank(self) -> int:
@@ -141,10 +133,6 @@ class LoraUpdate(torch.nn.Module):
             local = Box((region.local.start[0] - target.first_row, 0), (size, self.rank))
             regions.append(Region(name, shape, local, Box((start, 0), (size, self.rank))))
         return tuple(regions)
-
-
-def _zeros(like: Tensor, columns: int) -> list[Tensor]:
-    return [like.new_zeros((*like.shape[:-1], columns))] if columns else []
 
 
 def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> None:
