@@ -1,35 +1,23 @@
 """Causal attention of documents that lie one after the other in packed rows.
 
-A document may go on from one before it, its beginning, of which it sees all tokens, as several answers to one
-prompt do; that one goes on from none.
-
-On CPUs by a kernel of our own where it is built, which takes all documents in one call; torch's else.
+By a kernel of our own on CPUs where it is built, by FlashAttention and cuDNN on GPUs; the model asks torch
+for one document after the other where neither takes the queries.
 
 Shapes: S tokens of a row, B rows, N query heads, K key-value heads, D head size.
 """
 
-import ctypes
-import functools
-import itertools
-import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from llmscale_kernels.cpu.library import LANES, Strides, library_for, run, type_and_threads
-
-Lengths = tuple[tuple[int, ...], ...]
-"""Of the documents of each row, which fill it; or of what each of them goes on from: of the last document
-before it that goes on from none, or 0."""
+from llmscale_kernels.cpu import attention as cpu
+from llmscale_kernels.documents import Lengths, documents_of
+from llmscale_kernels.gpu import attention as gpu
 
 
 def fits(query_SBND: Tensor) -> bool:
     """Whether `attention` takes such queries."""
-    return query_SBND.shape[-1] % LANES == 0 and library_for(query_SBND) is not None
+    return gpu.fits(query_SBND) if query_SBND.is_cuda else cpu.fits(query_SBND)
 
 
 def attention(
@@ -43,8 +31,7 @@ def attention(
     """softmax(query · keyᵀ / √D) · value of what each token sees: itself, what is before it in its document,
     and what that goes on from, [S, B, N, D].
 
-    In float32 inside (FlashAttention-2's blocks, arXiv:2307.08691). What comes out for a document does not
-    depend on what else is in its row.
+    What comes out for a document does not depend on what else is in its row.
 
     Args:
         query_SBND: of those that `fits` says yes to; strides are free, but for the last dimension.
@@ -52,7 +39,8 @@ def attention(
         window: how many tokens are seen, the own one included.
         before: of the documents, too. None: no document goes on from another one.
     """
-    return _Attention.apply(query_SBND, key_SBKD, value_SBKD, lengths, window, before)  # pyright: ignore[reportReturnType]
+    computed_by = gpu if query_SBND.is_cuda else cpu
+    return computed_by.attention(query_SBND, key_SBKD, value_SBKD, lengths, window, before)
 
 
 def attention_reference(
@@ -65,7 +53,7 @@ def attention_reference(
 ) -> Tensor:
     """The same, with one mask over whole rows."""
     seen_BSS = torch.zeros(len(lengths), *[len(query_SBND)] * 2, dtype=torch.bool, device=query_SBND.device)
-    for row, start, length, before_start, shared in _documents(lengths, before):
+    for row, start, length, before_start, shared in documents_of(lengths, before, len(query_SBND)):
         queries = torch.arange(length)[:, None] + shared
         keys = torch.arange(shared + length)
         seen = (keys <= queries) & (keys > queries - (window or shared + length + 1))
@@ -79,145 +67,3 @@ def attention_reference(
         enable_gqa=query_SBND.shape[2] != key_SBKD.shape[2],
     )
     return attended_BNSD.permute(2, 0, 1, 3)
-
-
-_GIVEN = ("query", "key", "value", "output", "output_gradient")
-_GRADIENTS = ("query_gradient", "key_gradient", "value_gradient")
-
-
-class _Call(ctypes.Structure):
-    """`AttentionCall` of cpu/attention.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "output", "log_sums")),
-        *((name, ctypes.c_void_p) for name in ("output_gradient", *_GRADIENTS)),
-        *((f"of_{name}", Strides) for name in (*_GIVEN, *_GRADIENTS)),
-        *((name, ctypes.c_void_p) for name in ("documents", "families")),
-        *((name, ctypes.c_int64) for name in ("number_of_documents", "number_of_families")),
-        *((name, ctypes.c_int64) for name in ("positions", "heads")),
-        *((name, ctypes.c_int64) for name in ("key_value_heads", "head_size", "window")),
-        ("scale", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("is_bfloat16", "threads")),
-    ]
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        lengths: Lengths,
-        window: int | None,
-        before: Lengths | None,
-    ) -> Tensor:
-        query, key, value = (_dense(tensor) for tensor in (query, key, value))
-        output = torch.empty(query.shape, dtype=query.dtype)
-        sequence, rows, heads, _ = query.shape
-        log_sums_BNS = torch.empty(rows, heads, sequence)
-        tensors = {"query": query, "key": key, "value": value, "output": output}
-        tables = _tables(lengths, before, sequence)
-        _run("attention_forward", tensors, log_sums_BNS, tables, window)
-        ctx.save_for_backward(query, key, value, output, log_sums_BNS)
-        ctx.tables, ctx.window = tables, window
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, log_sums_BNS = ctx.saved_tensors
-        tensors = {"query": query, "key": key, "value": value, "output": output}
-        tensors["output_gradient"] = _dense(gradients[0])
-        results = [torch.empty(tensor.shape, dtype=query.dtype) for tensor in (query, key, value)]
-        tensors |= dict(zip(_GRADIENTS, results))
-        _run("attention_backward", tensors, log_sums_BNS, ctx.tables, ctx.window)
-        return *results, None, None, None
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _run(
-    name: str,
-    tensors: dict[str, Tensor],
-    log_sums_BNS: Tensor,
-    tables: tuple[Tensor, Tensor],
-    window: int | None,
-) -> None:
-    query, key = tensors["query"], tensors["key"]
-    is_bfloat16, threads = type_and_threads(query, query[..., 0].numel() * len(query))
-    documents, families = tables
-    call = _Call(
-        log_sums=log_sums_BNS.data_ptr(),
-        documents=documents.data_ptr(),
-        families=families.data_ptr(),
-        number_of_documents=len(documents),
-        number_of_families=len(families) - 1,
-        positions=query.shape[0],
-        heads=query.shape[2],
-        key_value_heads=key.shape[2],
-        head_size=query.shape[3],
-        window=window or 0,
-        scale=1 / math.sqrt(query.shape[3]),
-        is_bfloat16=is_bfloat16,
-        threads=threads,
-        **{key: tensor.data_ptr() for key, tensor in tensors.items()},
-        **{f"of_{key}": Strides(*tensor.stride()[:3]) for key, tensor in tensors.items()},
-    )
-    run(name, ctypes.byref(call))
-
-
-@functools.lru_cache(maxsize=64)
-def _tables(lengths: Lengths, before: Lengths | None, sequence: int) -> tuple[Tensor, Tensor]:
-    """Of every document its row, first position and length, and the last two of what it goes on from; and the
-    number of the first document of each family, with that of all documents in the end.
-
-    Families, a beginning and what goes on from it, come by length: threads then end together. All layers ask
-    for the same tables.
-
-    Raises:
-        ValueError: the documents do not fill their rows.
-    """
-    for row_lengths in lengths:
-        if sum(row_lengths) != sequence:
-            raise ValueError(f"documents of {row_lengths} tokens do not fill a row of {sequence}")
-    families: list[list[_Document]] = []
-    for document in _documents(lengths, before):
-        if document.before:
-            families[-1].append(document)
-        else:
-            families.append([document])
-    families.sort(key=lambda family: -sum(document.length for document in family))
-    numbers = itertools.accumulate((len(family) for family in families), initial=0)
-    documents = [document for family in families for document in family]
-    return torch.tensor(documents, dtype=torch.int64), torch.tensor(list(numbers), dtype=torch.int64)
-
-
-class _Document(NamedTuple):
-    """`Document` of cpu/attention.cpp."""
-
-    row: int
-    start: int
-    length: int
-    before_start: int
-    before: int
-
-
-def _documents(lengths: Lengths, before: Lengths | None) -> Iterator[_Document]:
-    """
-    Raises:
-        ValueError: a document goes on from less or more than the whole of its beginning.
-    """
-    for row, row_lengths in enumerate(lengths):
-        start, beginning = 0, _Document(row, 0, 0, 0, 0)
-        for length, shared in zip(
-            row_lengths, before[row] if before else (0,) * len(row_lengths), strict=True
-        ):
-            if shared not in (0, beginning.length):
-                raise ValueError(f"a document goes on from {shared} of {beginning.length} tokens")
-            document = _Document(row, start, length, beginning.start if shared else 0, shared)
-            beginning = beginning if shared else document
-            start += length
-            yield document

@@ -150,11 +150,13 @@ def torch_rows() -> Iterator[Row]:
     import torch.distributed  # noqa: PLC0415
     from llmscale_kernels.cpu import library  # noqa: PLC0415 -- loads torch
     from llmscale_kernels.dispatch import path_and_reason  # noqa: PLC0415
+    from llmscale_kernels.gpu import attention  # noqa: PLC0415
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             yield True, f"gpu {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+            yield True, f"attention of gpu {index}", attention.path_and_reason(torch.device("cuda", index))
         yield torch.distributed.is_nccl_available(), "collectives", "nccl"
     else:
         yield True, "gpu", "none: ranks compute on the CPU"
