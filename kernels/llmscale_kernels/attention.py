@@ -6,18 +6,19 @@ for one document after the other where neither takes the queries.
 Shapes: S tokens of a row, B rows, N query heads, K key-value heads, D head size.
 """
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmscale_kernels.cpu import attention as cpu
 from llmscale_kernels.documents import Lengths, documents_of
-from llmscale_kernels.gpu import attention as gpu
 
 
 def fits(query_SBND: Tensor) -> bool:
     """Whether `attention` takes such queries."""
-    return gpu.fits(query_SBND) if query_SBND.is_cuda else cpu.fits(query_SBND)
+    return _computed_by(query_SBND).fits(query_SBND)
 
 
 def attention(
@@ -39,8 +40,16 @@ def attention(
         window: how many tokens are seen, the own one included.
         before: of the documents, too. None: no document goes on from another one.
     """
-    computed_by = gpu if query_SBND.is_cuda else cpu
+    computed_by = _computed_by(query_SBND)
     return computed_by.attention(query_SBND, key_SBKD, value_SBKD, lengths, window, before)
+
+
+def _computed_by(tensor: Tensor) -> ModuleType:
+    if not tensor.is_cuda:
+        return cpu
+    from llmscale_kernels.gpu import attention as gpu  # noqa: PLC0415 -- only there is it needed
+
+    return gpu
 
 
 def attention_reference(

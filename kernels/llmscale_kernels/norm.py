@@ -1,4 +1,4 @@
-"""Root-mean-square and layer normalisation over the last dimension."""
+"""Root-mean-square and layer normalisation over the last dimension; also of a sum, which is needed itself."""
 
 from typing import Any
 
@@ -36,6 +36,25 @@ def rms_norm_reference(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor
     return hidden * torch.rsqrt(mean_square + epsilon) * weight
 
 
+def add_and_rms_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm(residual + hidden)`, and the sum itself, which is not read again for it.
+
+    Args:
+        hidden: [..., H], what a layer adds.
+        residual: what it is added to, of the same shape and dtype.
+    """
+    if takes_triton(hidden):
+        from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.add_and_rms_norm(hidden, residual, weight, epsilon)
+    if cpu.fits(hidden, weight):
+        return cpu.add_and_rms_norm(hidden, residual, weight, epsilon)
+    total = residual + hidden
+    return rms_norm(total, weight, epsilon), total
+
+
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """`(hidden - mean) / sqrt(variance + epsilon) * weight + bias` (arXiv:1607.06450); shapes as above."""
     if takes_triton(hidden):
@@ -43,6 +62,18 @@ def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> 
 
         return gpu.layer_norm(hidden, weight, bias, epsilon)
     return F.layer_norm(hidden, (hidden.shape[-1],), weight, bias, epsilon)
+
+
+def add_and_layer_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """`layer_norm(residual + hidden)`, and the sum itself."""
+    if takes_triton(hidden):
+        from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
+
+        return gpu.add_and_layer_norm(hidden, residual, weight, bias, epsilon)
+    total = residual + hidden
+    return layer_norm(total, weight, bias, epsilon), total
 
 
 class _RMSNorm(torch.autograd.Function):

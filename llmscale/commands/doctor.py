@@ -152,6 +152,8 @@ def torch_rows() -> Iterator[Row]:
     from llmscale_kernels.dispatch import path_and_reason  # noqa: PLC0415
     from llmscale_kernels.gpu import attention  # noqa: PLC0415
 
+    from llmscale.parallel.cores import numa_nodes  # noqa: PLC0415 -- loads torch
+
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
@@ -162,6 +164,9 @@ def torch_rows() -> Iterator[Row]:
         yield True, "gpu", "none: ranks compute on the CPU"
         yield torch.distributed.is_gloo_available(), "collectives", "gloo"
     yield True, "threads", f"{torch.get_num_threads()} here; cluster.threads sets them for each rank"
+    nodes = numa_nodes()
+    binding = "each rank is kept on one (cluster.numa_binding)" if len(nodes) > 1 else "nothing to bind to"
+    yield True, "NUMA nodes", f"{len(nodes)}; {binding}"
     yield from products()
     yield True, "element-wise kernels", path_and_reason(torch.cuda.is_available())
     choice = library.choice()

@@ -136,6 +136,9 @@ class ClusterSection(Section):
     """Collectives. auto: nccl where there is a CUDA device, gloo else."""
     threads: PositiveInt | None = None
     """CPU threads a rank. Left out: the machine's cores divided by the ranks on it."""
+    numa_binding: bool = True
+    """On machines of several NUMA nodes keep each rank on the cores of one: that of its GPU, or, where the
+    ranks can be dealt to the nodes evenly, of its share."""
 
     @classmethod
     def shorthand(cls) -> str:

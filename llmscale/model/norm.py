@@ -4,8 +4,10 @@ Megatron's torch norm refuses it, because there each tensor rank normalises only
 sequence and gets only a part of the weight's gradient. Here that gradient is summed where it arises.
 """
 
+from typing import overload
+
 import torch
-from llmscale_kernels.norm import layer_norm, rms_norm
+from llmscale_kernels.norm import add_and_layer_norm, add_and_rms_norm, layer_norm, rms_norm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -39,10 +41,23 @@ class Norm(torch.nn.Module):
             torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype)) if has_bias else None
         )
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    @overload
+    def forward(self, hidden: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Of `hidden`; or of `residual + hidden`, and that sum."""
+        weight = self._whole(self.weight)
         if self.bias is None:
-            return rms_norm(hidden, self._whole(self.weight), self.epsilon)
-        return layer_norm(hidden, self._whole(self.weight), self._whole(self.bias), self.epsilon)
+            if residual is None:
+                return rms_norm(hidden, weight, self.epsilon)
+            return add_and_rms_norm(hidden, residual, weight, self.epsilon)
+        bias = self._whole(self.bias)
+        if residual is None:
+            return layer_norm(hidden, weight, bias, self.epsilon)
+        return add_and_layer_norm(hidden, residual, weight, bias, self.epsilon)
 
     def _whole(self, parameter: Tensor) -> Tensor:
         return sum_gradient(parameter, self.tensor_group) if self.partial_gradient else parameter

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron.core.transformer.transformer_layer import TransformerLayer
-
 from llmscale.model.declaration import ParameterDeclaration
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.layer import Layer
 from llmscale.model.regions import Box, Region
 from llmscale.model.tensors import SCORE, part_rows
 
@@ -117,5 +116,5 @@ def _hugging_face_names(chunk: LanguageModel, local_name: str) -> tuple[str, ...
 def _layer_number(chunk: LanguageModel, index: int) -> int:
     """Number in the whole model, from 0, of the chunk's layer `index`. Megatron counts from 1."""
     layer = chunk.decoder.layers[index]
-    assert isinstance(layer, TransformerLayer)
+    assert isinstance(layer, Layer)
     return layer.layer_number - 1

@@ -2,15 +2,15 @@
 
 import logging
 
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from llmscale.config.schema import ModelSection
 from llmscale.model.attention import SelfAttention
 from llmscale.model.families.family import Family
+from llmscale.model.layer import Layer
 from llmscale.model.mlp import FeedForward
 from llmscale.model.norm import Norm
 from llmscale.parallel.world import World
@@ -30,16 +30,14 @@ def block_spec(
         ModuleSpec(Norm, params=groups | {"partial_gradient": True}) if family.query_key_norm else None
     )
     layer = ModuleSpec(
-        TransformerLayer,
+        Layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
                 SelfAttention, params={"query_key_norm": head_norm, "sliding_window": model.sliding_window}
             ),
-            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             pre_mlp_layernorm=norm,
             mlp=ModuleSpec(FeedForward, params=groups),
-            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * layers_here, layer_norm=norm)

@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from llmscale_kernels.matmul import packed_product
 from llmscale_kernels.rotary import rotate
 from llmscale_kernels.swiglu import swiglu
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from llmscale.model.attention import SelfAttention
 from llmscale.model.cache import NextTokens
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.layer import Layer
 from llmscale.model.linear import ColumnParallelLinear, RowParallelLinear
 from llmscale.model.mlp import FeedForward
+from llmscale.model.norm import Norm
 
 
 @torch.no_grad()
@@ -37,29 +38,41 @@ def step(chunk: LanguageModel, tokens_B1: Tensor, position_ids_B1: Tensor) -> Te
         hidden = chunk.decoder.input_tensor
     table = chunk.rotary_table
     angles = None if table is None else table.at(positions_B1, chunk.config.params_dtype)
+    to_add = None
     for layer in chunk.decoder.layers:
-        assert isinstance(layer, TransformerLayer)
-        hidden = _layer(layer, hidden, angles)
+        assert isinstance(layer, Layer)
+        hidden, to_add = _layer(layer, hidden, to_add, angles)
     final: Any = chunk.decoder.final_layernorm
-    return hidden if final is None else final(hidden)
+    if final is None:
+        return hidden if to_add is None else hidden + to_add
+    return _normalised(final, hidden, to_add)[0]
 
 
-def _layer(layer: TransformerLayer, hidden_1BH: Tensor, angles: Tensor | None) -> Tensor:
-    """
+def _layer(
+    layer: Layer, hidden_1BH: Tensor, to_add_1BH: Tensor | None, angles: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the layer's output is the sum of: the next norm adds it up.
+
     Args:
+        hidden_1BH, to_add_1BH: what its input is the sum of.
         angles: of the rows' positions, [2, 1, B or 1, D].
     """
     attention, feed_forward = layer.self_attention, layer.mlp
     assert isinstance(attention, SelfAttention) and isinstance(feed_forward, FeedForward)
-    normal = layer.input_layernorm(hidden_1BH)
+    normal, hidden_1BH = _normalised(layer.input_layernorm, hidden_1BH, to_add_1BH)
     if attention._forward_hooks:
-        hidden_1BH = _added(hidden_1BH, *attention(normal, None, angles))
+        attended = _with_bias(*attention(normal, None, angles))
     else:
-        hidden_1BH = _added(hidden_1BH, *_attended(attention, normal, angles))
-    normal = layer.pre_mlp_layernorm(hidden_1BH)
+        attended = _with_bias(*_attended(attention, normal, angles))
+    normal, hidden_1BH = _normalised(layer.pre_mlp_layernorm, hidden_1BH, attended)
     if feed_forward._forward_hooks:
-        return _added(hidden_1BH, *feed_forward(normal))
-    return _added(hidden_1BH, *_fed(feed_forward, normal))
+        return hidden_1BH, _with_bias(*feed_forward(normal))
+    return hidden_1BH, _with_bias(*_fed(feed_forward, normal))
+
+
+def _normalised(norm: Norm, hidden: Tensor, to_add: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The norm of the sum, and the sum."""
+    return (norm(hidden), hidden) if to_add is None else norm(to_add, hidden)
 
 
 def _attended(
@@ -111,5 +124,5 @@ def _product(linear: ColumnParallelLinear | RowParallelLinear, input_1BI: Tensor
     return F.linear(input_1BI, linear.weight)
 
 
-def _added(residual: Tensor, output: Tensor, bias: Tensor | None) -> Tensor:
-    return residual + (output if bias is None else output + bias)
+def _with_bias(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias

@@ -47,11 +47,3 @@ def _meeting(environment: RankEnvironment) -> dict[str, Any]:
 def disconnect() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def use_threads(threads: int | None, ranks_on_machine: int) -> int:
-    """Give this rank its share of the machine's cores; returns how many."""
-    if threads is None:
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks_on_machine)
-    torch.set_num_threads(threads)
-    return threads

@@ -15,7 +15,8 @@ from llmscale.model.build import build_chunks
 from llmscale.model.language_model import LanguageModel
 from llmscale.model.parameters import declare_parameters
 from llmscale.model.weights import weights_to_fill
-from llmscale.parallel.distributed import connect, use_threads
+from llmscale.parallel.cores import use_cores
+from llmscale.parallel.distributed import connect
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
@@ -41,7 +42,7 @@ def load_model(
     Raises:
         InputError: the weights do not fit the model. CheckpointError: they are damaged, or a base has gone.
     """
-    use_threads(config.cluster.threads, environment.local_world_size)
+    use_cores(environment, config.cluster.threads, config.cluster.numa_binding)
     device = connect(environment)
     world = World(Layout.of(config.parallel, environment.world_size), device)
     with world.active():

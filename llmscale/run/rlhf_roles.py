@@ -36,8 +36,9 @@ from llmscale.objectives.objective import Objective
 from llmscale.objectives.policy import Policy
 from llmscale.objectives.rl.told import token_figures, token_values
 from llmscale.objectives.value import Value
+from llmscale.parallel.cores import use_cores
 from llmscale.parallel.device import rank_device
-from llmscale.parallel.distributed import connect, use_threads
+from llmscale.parallel.distributed import connect
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
@@ -69,7 +70,7 @@ class _OnRank:
 
     def __init__(self, config: Config, environment: RankEnvironment) -> None:
         self.config = config
-        use_threads(config.cluster.threads, environment.local_world_size)
+        use_cores(environment, config.cluster.threads, config.cluster.numa_binding)
         device = connect(environment, config.cluster.backend)
         self.world = World(Layout.of(config.parallel, environment.world_size), device)
         self.speaks = speaks(self.world.layout, self.world.rank)
@@ -250,7 +251,7 @@ class Writing:
     def __init__(self, config: Config, environment: RankEnvironment) -> None:
         tokenizer = config.tokenizer.path
         assert tokenizer is not None
-        use_threads(config.cluster.threads, environment.local_world_size)
+        use_cores(environment, config.cluster.threads, config.cluster.numa_binding)
         device = rank_device(environment.local_rank)
         stops = chat_encoder(config, tokenizer, config.train.sequence_length).stops
         self.engine = TransformersRollout(
@@ -305,7 +306,7 @@ class Rewarding:
             section.parallel.pipeline,
             scores=True,
         )
-        use_threads(config.cluster.threads, environment.local_world_size)
+        use_cores(environment, config.cluster.threads, config.cluster.numa_binding)
         self.scorer = load_reward_model(target, environment)
         self.batch = config.rlhf.rollout.batch
         world = self.scorer.world

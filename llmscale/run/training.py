@@ -27,7 +27,8 @@ from llmscale.engine.trained import trained_parameters
 from llmscale.model.build import DTYPES
 from llmscale.model.tensors import not_begun_from, vocabulary_tensors
 from llmscale.objectives.objective import Objective
-from llmscale.parallel.distributed import connect, disconnect, use_threads
+from llmscale.parallel.cores import use_cores
+from llmscale.parallel.distributed import connect, disconnect
 from llmscale.parallel.environment import RankEnvironment
 from llmscale.parallel.layout import Layout
 from llmscale.parallel.world import World
@@ -70,7 +71,7 @@ started from where anything needs them."""
 
 def train(config: Config, environment: RankEnvironment, cook: Cook) -> int:
     """Train on this rank; returns 0 when the run is complete, 75 when it was asked to stop and has saved."""
-    use_threads(config.cluster.threads, environment.local_world_size)
+    use_cores(environment, config.cluster.threads, config.cluster.numa_binding)
     device = connect(environment, config.cluster.backend)
     world = World(Layout.of(config.parallel, environment.world_size), device)
     checkpoints = _checkpoint_options(config, environment)

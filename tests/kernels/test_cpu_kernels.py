@@ -179,6 +179,33 @@ def test_weights_of_tokens_are_those_of_torch(
     assert weights[2, 3] == 0 and (weights.amax(dim=-1) == 1).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("used", ["both", "norm", "sum"])
+def test_norm_of_a_sum(used: str, dtype: torch.dtype) -> None:
+    """The same to the bit as a sum and its norm, and so are its gradients but for one rounding less."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in ((150, 2, 48), (150, 2, 48), (48,))]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    found = norm.add_and_rms_norm(*inputs, 1e-5)
+    assert type(found[0].grad_fn).__name__ == "_CompiledRMSNormBackward"
+    total = inputs[0] + inputs[1]
+    assert torch.equal(found[1], total) and torch.equal(found[0], norm.rms_norm(total, inputs[2], 1e-5))
+    sum_wide = wide[0] + wide[1]
+    expected = norm.rms_norm_reference(sum_wide, wide[2], 1e-5), sum_wide
+    chosen = {"both": slice(2), "norm": slice(1), "sum": slice(1, 2)}[used]
+    weights = [torch.randn_like(x) for x in found]
+    losses = [
+        sum(((x * w.to(x.dtype)).sum() for x, w in zip(outputs[chosen], weights[chosen])), torch.tensor(0.0))
+        for outputs in (found, expected)
+    ]
+    ours = torch.autograd.grad(losses[0], inputs, allow_unused=True)
+    theirs = torch.autograd.grad(losses[1], wide, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a.double(), b, **tolerance(dtype))
+
+
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
 def test_threads_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "LEAST_OF_THREADS", 0)

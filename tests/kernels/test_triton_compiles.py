@@ -44,6 +44,8 @@ def every_operation(dtype: torch.dtype, tokens: int, batch: int, columns: int) -
     hidden.requires_grad_()
     norm.rms_norm(hidden, weight, 1e-5).sum().backward()
     norm.layer_norm(hidden, weight, weight, 1e-5).sum().backward()
+    torch.stack(norm.add_and_rms_norm(hidden, hidden, weight, 1e-5)).sum().backward()
+    torch.stack(norm.add_and_layer_norm(hidden, hidden, weight, weight, 1e-5)).sum().backward()
     swiglu.swiglu(hidden).sum().backward()
     heads, angles = torch.ones(tokens, batch, batch, 64, dtype=dtype), torch.ones(tokens, 1, 64, dtype=dtype)
     for sign in (1, -1):

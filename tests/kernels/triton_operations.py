@@ -14,7 +14,13 @@ from llmscale_kernels.cross_entropy import cross_entropy
 from llmscale_kernels.dispatch import is_interpreted, takes_triton
 from llmscale_kernels.gpu import cross_entropy as softmax
 from llmscale_kernels.gpu import norm as norm_kernels
-from llmscale_kernels.norm import layer_norm, rms_norm, rms_norm_reference
+from llmscale_kernels.norm import (
+    add_and_layer_norm,
+    add_and_rms_norm,
+    layer_norm,
+    rms_norm,
+    rms_norm_reference,
+)
 from llmscale_kernels.rotary import rotate, rotate_reference, split_and_rotate
 from llmscale_kernels.swiglu import swiglu, swiglu_reference
 from torch import Tensor
@@ -82,6 +88,32 @@ def test_norms(
     assert all(own.dtype == dtype for own, _ in pairs)
     # The gradient of a single feature's norm is the difference of large numbers; sums over rows are large.
     assert_close(pairs, dtype, scale=10)
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "features"), [(11, 96), (5, 257)])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norm_of_a_sum(kind: str, rows: int, features: int, dtype: torch.dtype) -> None:
+    shapes = [(rows, features), (rows, features), (features,), (features,)][: 3 if kind == "rms" else 4]
+    inputs = [random(*shape, seed=number).to(dtype) for number, shape in enumerate(shapes)]
+    operation = add_and_rms_norm if kind == "rms" else add_and_layer_norm
+
+    def reference(hidden: Tensor, residual: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        total = hidden + residual
+        if kind == "rms":
+            return torch.stack((rms_norm_reference(total, weight, EPSILON), total))
+        return torch.stack((F.layer_norm(total, (features,), weight, *bias, EPSILON), total))
+
+    pairs = both(lambda *given: torch.stack(operation(*given, EPSILON)), reference, inputs)
+    assert_close(pairs, dtype, scale=4)
+    normalised, total = operation(*inputs, EPSILON)
+    norm = rms_norm if kind == "rms" else layer_norm
+    assert torch.equal(normalised, norm(total, *inputs[2:], EPSILON))
+    if dtype != torch.bfloat16 or not is_interpreted():  # The interpreter rounds to bfloat16 by cutting off.
+        assert torch.equal(total, inputs[0] + inputs[1])
+    hidden = inputs[0].detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(operation(hidden, *inputs[1:], EPSILON)[1].sum(), hidden)
+    assert (gradient == 1).all()
 
 
 def test_norm_of_heads_that_lie_apart() -> None:

@@ -1,4 +1,4 @@
-"""RMSNorm by cpu/norm.cpp: one pass over memory each way."""
+"""RMSNorm by cpu/norm.cpp, of a sum of two where there is a residual: one pass over memory each way."""
 
 from typing import Any
 
@@ -20,29 +20,53 @@ def fits(hidden: Tensor, weight: Tensor) -> bool:
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `llmscale_kernels.norm.rms_norm`."""
-    return _CompiledRMSNorm.apply(hidden, weight, epsilon)  # pyright: ignore[reportReturnType]
+    return _CompiledRMSNorm.apply(hidden, None, weight, epsilon)  # pyright: ignore[reportReturnType]
+
+
+def add_and_rms_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """As `llmscale_kernels.norm.add_and_rms_norm`."""
+    return _CompiledRMSNorm.apply(hidden, residual, weight, epsilon)  # pyright: ignore[reportReturnType]
 
 
 class _CompiledRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> Tensor | tuple[Tensor, Tensor]:
         # A part of a larger tensor, as queries and keys are, is kept as such: the whole is there anyway.
         dense, weight = hidden.contiguous(), weight.contiguous()
         output, size = torch.empty_like(dense), hidden.shape[-1]
+        if residual is not None:
+            residual = residual.contiguous()
+        total = None if residual is None else torch.empty_like(dense)
         scales = torch.empty(hidden.numel() // size)
-        pointers = (dense.data_ptr(), weight.data_ptr(), output.data_ptr(), scales.data_ptr())
+        pointers = (_pointer(tensor) for tensor in (dense, residual, weight, output, total, scales))
         run("rms_norm_forward", *pointers, len(scales), size, epsilon, *type_and_threads(hidden))
-        ctx.save_for_backward(hidden, weight, scales)
-        return output
+        ctx.save_for_backward(hidden if total is None else total, weight, scales)
+        ctx.set_materialize_grads(False)
+        return output if total is None else (output, total)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, gradient: Tensor | None, total_gradient: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        if gradient is None:
+            return total_gradient, total_gradient, None, None
         hidden, weight, scales = ctx.saved_tensors
-        hidden, gradient, size = hidden.contiguous(), gradients[0].contiguous(), hidden.shape[-1]
+        hidden, gradient, size = hidden.contiguous(), gradient.contiguous(), hidden.shape[-1]
+        if total_gradient is not None:
+            total_gradient = total_gradient.contiguous()
         parts = -(-len(scales) // ROWS_OF_A_PART)
         hidden_gradient, weight_gradients = torch.empty_like(hidden), torch.zeros(parts, size)
-        tensors = (hidden, weight, scales, gradient, hidden_gradient, weight_gradients)
-        pointers = (tensor.data_ptr() for tensor in tensors)
+        tensors = (hidden, weight, scales, gradient, total_gradient, hidden_gradient, weight_gradients)
+        pointers = (_pointer(tensor) for tensor in tensors)
         run("rms_norm_backward", *pointers, len(scales), size, parts, *type_and_threads(hidden))
-        return hidden_gradient, weight_gradients.sum(0).to(weight.dtype), None
+        residual_gradient = hidden_gradient if ctx.needs_input_grad[1] else None
+        return hidden_gradient, residual_gradient, weight_gradients.sum(0).to(weight.dtype), None
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -55,10 +55,10 @@ def attention(
 
 
 def _of_rows(query_SBND: Tensor, key_SBKD: Tensor, value_SBKD: Tensor, order: list[SDPBackend]) -> Tensor:
-    inputs = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBKD, value_SBKD))
+    query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBKD, value_SBKD))
     with sdpa_kernel(order, set_priority=True):
         attended_BNSD = F.scaled_dot_product_attention(
-            *inputs, is_causal=True, enable_gqa=query_SBND.shape[2] != key_SBKD.shape[2]
+            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
         )
     return attended_BNSD.permute(2, 0, 1, 3)
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -17,6 +16,7 @@ from llmscale.config.tuning import PeftSection
 from llmscale.model.attention import SelfAttention
 from llmscale.model.initialize import uniform_box
 from llmscale.model.language_model import LanguageModel
+from llmscale.model.layer import Layer
 from llmscale.model.mlp import FeedForward
 from llmscale.model.peft.declared import whole_declaration
 from llmscale.parallel.partial import sum_gradient
@@ -56,7 +56,7 @@ def apply(chunks: Sequence[LanguageModel], options: PeftSection, seed: int) -> N
             elif isinstance(module, FeedForward):
                 like, kind = module.linear_fc2.weight, "mlp"
                 layer = chunk.get_submodule(local_name.rpartition(".")[0])
-                assert isinstance(layer, TransformerLayer)
+                assert isinstance(layer, Layer)
                 layer_number = layer.layer_number
             else:
                 continue
