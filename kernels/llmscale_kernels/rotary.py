@@ -32,6 +32,8 @@ def split_and_rotate(
 
 def rotate(heads_SBND: Tensor, cosine_SBD: Tensor, sine_SBD: Tensor) -> Tensor:
     """Turn every head by its position's angles."""
+    if not torch.is_grad_enabled():
+        return _turn(heads_SBND, cosine_SBD, sine_SBD, torch.empty_like(heads_SBND), sign=1)
     return _Rotate.apply(heads_SBND, cosine_SBD, sine_SBD)  # pyright: ignore[reportReturnType]
 
 

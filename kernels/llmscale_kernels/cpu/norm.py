@@ -20,6 +20,8 @@ def fits(hidden: Tensor, weight: Tensor) -> bool:
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `llmscale_kernels.norm.rms_norm`."""
+    if not torch.is_grad_enabled():  # At a few rows autograd's call costs as much as the kernel.
+        return _normalised(hidden, None, weight, epsilon)[0]
     return _CompiledRMSNorm.apply(hidden, None, weight, epsilon)  # pyright: ignore[reportReturnType]
 
 
@@ -27,7 +29,29 @@ def add_and_rms_norm(
     hidden: Tensor, residual: Tensor, weight: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """As `llmscale_kernels.norm.add_and_rms_norm`."""
+    if not torch.is_grad_enabled():
+        output, total, _ = _normalised(hidden, residual, weight, epsilon)
+        return output, total
     return _CompiledRMSNorm.apply(hidden, residual, weight, epsilon)  # pyright: ignore[reportReturnType]
+
+
+def _normalised(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm, what it is of, and the factors of its rows."""
+    # A part of a larger tensor, as queries and keys are, is kept as such: the whole is there anyway.
+    dense, weight = hidden.contiguous(), weight.contiguous()
+    output, size = torch.empty_like(dense), hidden.shape[-1]
+    scales = torch.empty(hidden.numel() // size)
+    if residual is None:
+        total, places = hidden, (None, None)
+    else:
+        residual, total = residual.contiguous(), torch.empty_like(dense)
+        places = (residual.data_ptr(), total.data_ptr())
+    pointers = (dense.data_ptr(), places[0], weight.data_ptr(), output.data_ptr(), places[1])
+    last = (len(scales), size, epsilon, *type_and_threads(hidden))
+    run("rms_norm_forward", *pointers, scales.data_ptr(), *last)
+    return output, total, scales
 
 
 class _CompiledRMSNorm(torch.autograd.Function):
@@ -35,18 +59,10 @@ class _CompiledRMSNorm(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
     ) -> Tensor | tuple[Tensor, Tensor]:
-        # A part of a larger tensor, as queries and keys are, is kept as such: the whole is there anyway.
-        dense, weight = hidden.contiguous(), weight.contiguous()
-        output, size = torch.empty_like(dense), hidden.shape[-1]
-        if residual is not None:
-            residual = residual.contiguous()
-        total = None if residual is None else torch.empty_like(dense)
-        scales = torch.empty(hidden.numel() // size)
-        pointers = (_pointer(tensor) for tensor in (dense, residual, weight, output, total, scales))
-        run("rms_norm_forward", *pointers, len(scales), size, epsilon, *type_and_threads(hidden))
-        ctx.save_for_backward(hidden if total is None else total, weight, scales)
+        output, total, scales = _normalised(hidden, residual, weight, epsilon)
+        ctx.save_for_backward(total, weight.contiguous(), scales)
         ctx.set_materialize_grads(False)
-        return output if total is None else (output, total)
+        return output if residual is None else (output, total)
 
     @staticmethod
     @once_differentiable
@@ -61,12 +77,10 @@ class _CompiledRMSNorm(torch.autograd.Function):
             total_gradient = total_gradient.contiguous()
         parts = -(-len(scales) // ROWS_OF_A_PART)
         hidden_gradient, weight_gradients = torch.empty_like(hidden), torch.zeros(parts, size)
-        tensors = (hidden, weight, scales, gradient, total_gradient, hidden_gradient, weight_gradients)
-        pointers = (_pointer(tensor) for tensor in tensors)
-        run("rms_norm_backward", *pointers, len(scales), size, parts, *type_and_threads(hidden))
+        given = (hidden.data_ptr(), weight.data_ptr(), scales.data_ptr(), gradient.data_ptr())
+        of_total = None if total_gradient is None else total_gradient.data_ptr()
+        results = (hidden_gradient.data_ptr(), weight_gradients.data_ptr())
+        sizes = (len(scales), size, parts, *type_and_threads(hidden))
+        run("rms_norm_backward", *given, of_total, *results, *sizes)
         residual_gradient = hidden_gradient if ctx.needs_input_grad[1] else None
         return hidden_gradient, residual_gradient, weight_gradients.sum(0).to(weight.dtype), None
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

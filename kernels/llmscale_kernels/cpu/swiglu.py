@@ -16,7 +16,17 @@ def fits(gate_and_up: Tensor) -> bool:
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """As `llmscale_kernels.swiglu.swiglu`."""
+    if not torch.is_grad_enabled():  # At a few rows autograd's call costs as much as the kernel.
+        return _gated(gate_and_up.contiguous())
     return _CompiledSwiGLU.apply(gate_and_up)  # pyright: ignore[reportReturnType]
+
+
+def _gated(gate_and_up: Tensor) -> Tensor:
+    features = gate_and_up.shape[-1] // 2
+    output = gate_and_up.new_empty((*gate_and_up.shape[:-1], features))
+    pointers, rows = (gate_and_up.data_ptr(), output.data_ptr()), output.numel() // features
+    run("swiglu_forward", *pointers, rows, features, *type_and_threads(output))
+    return output
 
 
 class _CompiledSwiGLU(torch.autograd.Function):
@@ -24,11 +34,7 @@ class _CompiledSwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
         gate_and_up = gate_and_up.contiguous()
         ctx.save_for_backward(gate_and_up)
-        features = gate_and_up.shape[-1] // 2
-        output = gate_and_up.new_empty((*gate_and_up.shape[:-1], features))
-        pointers, rows = (gate_and_up.data_ptr(), output.data_ptr()), output.numel() // features
-        run("swiglu_forward", *pointers, rows, features, *type_and_threads(output))
-        return output
+        return _gated(gate_and_up)
 
     @staticmethod
     @once_differentiable
