@@ -10,7 +10,7 @@ DEMO_MINUTES ?= 2
 BENCH_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster bench soak lint docs clean
+.PHONY: help install demo test test-cluster bench bench-gpu soak lint docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ test-cluster: install  ## tests against a real SLURM and a real Ray of several n
 bench: install  ## speed against transformers and this machine's own peak, then layouts; BENCH_OPTIONS=--quick for a try
 	$(BIN)/python -m bench.training $(BENCH_OPTIONS)
 	$(BIN)/python -m bench.layouts $(BENCH_OPTIONS)
+
+bench-gpu: install  ## speed on a GPU beside what it can do; without one, BENCH_OPTIONS='--device cpu --quick' for a try
+	$(BIN)/python -m bench.gpu $(BENCH_OPTIONS)
 
 soak: install  ## the full matrices: layouts, kills
 	$(BIN)/python -m pytest -m 'soak and not gpu' $(PYTEST_OPTIONS)

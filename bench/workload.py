@@ -69,6 +69,8 @@ def batch(workload: Workload) -> Tensor:
 def measure(workload: Workload, step: Callable[[], float]) -> None:
     """Run `step` (which returns its loss) for a while and print what was measured as the last line."""
     losses = [step(), step()]
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     times: list[float] = []
     while len(times) < 3 or sum(times) < workload.seconds:
         start = time.perf_counter()
@@ -81,6 +83,7 @@ def measure(workload: Workload, step: Callable[[], float]) -> None:
                 "step_seconds": seconds,
                 "tokens_per_second": workload.tokens_per_step / seconds,
                 "losses": losses[:5],
+                "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             }
         )
     )
