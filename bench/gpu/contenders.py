@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from llmscale_kernels import attention
 from llmscale_kernels.cross_entropy import cross_entropy
 from llmscale_kernels.linear_cross_entropy import Vocabulary, linear_cross_entropy
-from llmscale_kernels.norm import layer_norm, rms_norm, rms_norm_reference
+from llmscale_kernels.norm import add_and_rms_norm, layer_norm, rms_norm, rms_norm_reference
 from llmscale_kernels.rotary import rotate_reference, split_and_rotate
 from llmscale_kernels.swiglu import swiglu, swiglu_reference
 from torch import Tensor
@@ -33,6 +33,8 @@ except ImportError:
 HAS_LIGER = liger is not None
 TORCH, COMPILED, LIGER, LLMSCALE = WAYS = ("torch", "torch.compile", "Liger-Kernel", "llmscale")
 EPSILON = 1e-5
+DOCUMENTS = 8
+"""Of a packed row."""
 
 Function = Callable[..., Any]
 """Of tensors; gives one or several."""
@@ -98,8 +100,8 @@ class Operation:
 def operations(sizes: Sizes, device: torch.device) -> Iterator[Operation]:
     """One after the other, so that the tensors of one operation are gone before those of the next but one."""
     for make in (
-        *(root_mean_square_norm, centered_norm, gated_feed_forward, rotary_positions),
-        *(causal_attention, loss_of_logits, loss_of_hidden_states),
+        *(root_mean_square_norm, norm_of_a_sum, centered_norm, gated_feed_forward, rotary_positions),
+        *(causal_attention, packed_attention, loss_of_logits, loss_of_hidden_states),
     ):
         yield make(sizes, device)
 
@@ -116,6 +118,26 @@ def root_mean_square_norm(sizes: Sizes, device: torch.device) -> Operation:
         formula=formula,
         by_liger=lambda x, weight: liger.liger_rms_norm(x, weight, EPSILON, in_place=False),
         by_llmscale=lambda x, weight: rms_norm(x, weight, EPSILON),
+    )
+
+
+def norm_of_a_sum(sizes: Sizes, device: torch.device) -> Operation:
+    def formula(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return rms_norm_reference(total.float(), weight.float(), EPSILON).to(x.dtype), total
+
+    def by_torch(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return F.rms_norm(total, (sizes.hidden,), weight, EPSILON), total
+
+    shape = (sizes.sequence, sizes.rows, sizes.hidden)
+    return _operation(
+        "residual and RMSNorm",
+        floors.norm_of_sum(sizes.tokens, sizes.hidden),
+        (_random(device, *shape), _random(device, *shape), _random(device, sizes.hidden)),
+        by_torch=by_torch,
+        formula=formula,
+        by_llmscale=lambda x, residual, weight: add_and_rms_norm(x, residual, weight, EPSILON),
     )
 
 
@@ -183,18 +205,27 @@ def rotary_positions(sizes: Sizes, device: torch.device) -> Operation:
 
 
 def causal_attention(sizes: Sizes, device: torch.device) -> Operation:
-    """On GPUs llmscale's is torch's, of tensors that lie as `split_and_rotate` leaves them."""
-    lengths = ((sizes.sequence,),) * sizes.rows
+    return _attention("attention", sizes, device, documents=1)
+
+
+def packed_attention(sizes: Sizes, device: torch.device) -> Operation:
+    return _attention(f"attention, {DOCUMENTS} documents a row", sizes, device, DOCUMENTS)
+
+
+def _attention(name: str, sizes: Sizes, device: torch.device, documents: int) -> Operation:
+    """Of tensors that lie as `split_and_rotate` leaves them. torch is given documents as rows of a batch, as
+    only those of one length can be."""
+    length = sizes.sequence // documents
+    lengths = ((length,) * documents,) * sizes.rows
 
     def by_torch(query_SBND: Tensor, key_SBKD: Tensor, value_SBKD: Tensor) -> Tensor:
-        attended_BNSD = F.scaled_dot_product_attention(
-            query_SBND.permute(1, 2, 0, 3),
-            key_SBKD.permute(1, 2, 0, 3),
-            value_SBKD.permute(1, 2, 0, 3),
-            is_causal=True,
-            enable_gqa=sizes.heads != sizes.kv_heads,
+        query, key, value = (
+            tensor.unflatten(0, (documents, length)).permute(2, 0, 3, 1, 4).flatten(0, 1)
+            for tensor in (query_SBND, key_SBKD, value_SBKD)
         )
-        return attended_BNSD.permute(2, 0, 1, 3)
+        shared = sizes.heads != sizes.kv_heads
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared)
+        return attended.unflatten(0, (sizes.rows, documents)).permute(1, 3, 0, 2, 4).flatten(0, 1)
 
     def by_llmscale(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if attention.fits(query):
@@ -205,9 +236,10 @@ def causal_attention(sizes: Sizes, device: torch.device) -> Operation:
         _random(device, sizes.rows, heads, sizes.sequence, sizes.head_size).permute(2, 0, 1, 3)
         for heads in (sizes.heads, sizes.kv_heads, sizes.kv_heads)
     )
+    sizes_of_heads = (sizes.heads, sizes.kv_heads, sizes.head_size)
     return _operation(
-        "attention",
-        floors.attention(sizes.rows, sizes.sequence, sizes.heads, sizes.kv_heads, sizes.head_size),
+        name,
+        floors.attention(sizes.rows, sizes.sequence, *sizes_of_heads, documents),
         tuple(inputs),
         by_torch=by_torch,
         by_llmscale=by_llmscale,

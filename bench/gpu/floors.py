@@ -39,6 +39,12 @@ def norm(tokens: int, hidden: int) -> Floor:
     return Floor((2 + 3) * tokens * hidden * WIDTH)
 
 
+def norm_of_sum(tokens: int, hidden: int) -> Floor:
+    """Forward reads both summands and writes the sum and its norm; backward reads the sum and both gradients,
+    and writes one, that of either summand."""
+    return Floor((4 + 4) * tokens * hidden * WIDTH)
+
+
 def swiglu(tokens: int, features: int) -> Floor:
     """Forward reads [T, 2F] and writes [T, F]; backward reads both again, the latter's gradient, and writes
     the gradient of [T, 2F]."""
@@ -57,8 +63,11 @@ def cross_entropy(tokens: int, vocabulary: int) -> Floor:
     return Floor((1 + 2) * tokens * vocabulary * WIDTH)
 
 
-def attention(rows: int, sequence: int, heads: int, kv_heads: int, head_size: int) -> Floor:
-    """Causal. Forward reads q, k, v and writes o; backward reads these and ∂o, and writes ∂q, ∂k and ∂v.
+def attention(
+    rows: int, sequence: int, heads: int, kv_heads: int, head_size: int, documents: int = 1
+) -> Floor:
+    """Causal, of rows of so many documents of one length. Forward reads q, k, v and writes o; backward reads
+    these and ∂o, and writes ∂q, ∂k and ∂v.
 
     Two products forward, four backward: ∂v, the gradient of the weights, ∂q, ∂k.
     """
@@ -66,7 +75,7 @@ def attention(rows: int, sequence: int, heads: int, kv_heads: int, head_size: in
     forward = 2 * of_query + 2 * of_key
     backward = 4 * of_query + 4 * of_key
     tokens = rows * sequence
-    seen = mean_tokens_seen(sequence, window=None)
+    seen = mean_tokens_seen(sequence // documents, window=None)
     return Floor((forward + backward) * tokens * WIDTH, 6 * 2 * tokens * seen * of_query)
 
 

@@ -31,6 +31,7 @@ TINY = Sizes(
     ("floor", "numbers", "flops"),
     [
         (floors.norm(3, 5), 15 + 15 + (15 + 15 + 15), 0),
+        (floors.norm_of_sum(3, 5), 30 + 30 + (45 + 15), 0),
         (floors.swiglu(2, 4), 16 + 8 + (16 + 8 + 16), 0),
         (floors.rotary(2, heads=3, kv_heads=1, head_size=4), (32 + 32) + (40 + 40), 0),
         (floors.cross_entropy(2, 10), 20 + (20 + 20), 0),
@@ -94,11 +95,11 @@ def test_operations_agree_and_are_measured(capsys: pytest.CaptureFixture[str]) -
                 message = f"{operation.name} by {way}"
                 assert torch.allclose(ours.float(), theirs.float(), rtol=0.03, atol=0.03), message
         rows.append(measured(operation, CEILINGS, rounds=1, turns=1, device=CPU))
-    assert len(rows) == 7
+    assert len(rows) == 9
     for row in rows:
         assert set(row["failures"]) <= {LIGER}
         assert {TORCH, LLMSCALE} <= set(row["ways"])
-        assert (COMPILED in row["ways"]) == (row["operation"] != "attention")
+        assert (COMPILED in row["ways"]) == (not row["operation"].startswith("attention"))
         for found in row["ways"].values():
             assert all(math.isfinite(number) and number >= 0 for number in found.values())
     report(rows)
