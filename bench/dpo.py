@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import peers
 from bench.dpo_workload import PreferenceWorkload, made_up_pairs, pairs_of_file, write_pairs
 from bench.picture import draw_bars
 from bench.rounds import Contender, machine, median_and_spread, run_rounds, write_json
@@ -58,8 +59,8 @@ def main() -> None:
         file=str(file.absolute()),
         by_cpu=options.busy,
     )
-    results: dict[str, Any] = {"machine": machine(), "threads": workload.threads, "by_cpu": options.busy}
-    results["rows"] = []
+    results: dict[str, Any] = {"machine": machine() | {"peers": peers.described()}}
+    results |= {"threads": workload.threads, "by_cpu": options.busy, "rows": []}
     results["pairs"] = prepare(workload, options.pairs, count, file)
     for reference in REFERENCES:
         results["rows"].append(compare(replace(workload, reference=reference), rounds))
@@ -94,7 +95,12 @@ def prepare(workload: PreferenceWorkload, source: Path | None, count: int, file:
 def compare(workload: PreferenceWorkload, rounds: int) -> dict[str, Any]:
     contenders = {
         "TRL": [
-            Contender(f"TRL, {pairs} at once", "bench.dpo_trl", replace(workload, micro_batch_size=pairs))
+            Contender(
+                f"TRL, {pairs} at once",
+                "bench.dpo_trl",
+                replace(workload, micro_batch_size=pairs),
+                peers.interpreter(),
+            )
             for pairs in PAIRS_AT_ONCE
         ],
         "llmscale": [
