@@ -40,7 +40,9 @@ SPEEDS = ("pairs", "tokens", "computed")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", type=Path, help="jsonl with prompt, chosen and rejected")
-    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round of the first way of each: does it run"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--busy", action="store_true", help="one thread, by the processor's seconds")
@@ -63,7 +65,8 @@ def main() -> None:
     results |= {"threads": workload.threads, "by_cpu": options.busy, "rows": []}
     results["pairs"] = prepare(workload, options.pairs, count, file)
     for reference in REFERENCES:
-        results["rows"].append(compare(replace(workload, reference=reference), rounds))
+        ways = 1 if options.quick else None
+        results["rows"].append(compare(replace(workload, reference=reference), rounds, ways))
         results["machine"]["load_after"] = os.getloadavg()[0]
         write_json(options.output / "dpo.json", results)
     report(results)
@@ -92,7 +95,11 @@ def prepare(workload: PreferenceWorkload, source: Path | None, count: int, file:
     }
 
 
-def compare(workload: PreferenceWorkload, rounds: int) -> dict[str, Any]:
+def compare(workload: PreferenceWorkload, rounds: int, ways: int | None) -> dict[str, Any]:
+    """
+    Args:
+        ways: how many of each contender's take part, None: all.
+    """
     contenders = {
         "TRL": [
             Contender(
@@ -101,13 +108,13 @@ def compare(workload: PreferenceWorkload, rounds: int) -> dict[str, Any]:
                 replace(workload, micro_batch_size=pairs),
                 peers.interpreter(),
             )
-            for pairs in PAIRS_AT_ONCE
+            for pairs in PAIRS_AT_ONCE[:ways]
         ],
         "llmscale": [
             Contender(
                 f"llmscale, rows of {length}", "bench.dpo_llmscale", replace(workload, sequence_length=length)
             )
-            for length in ROW_LENGTHS
+            for length in ROW_LENGTHS[:ways]
         ],
     }
     found = run_rounds([one for several in contenders.values() for one in several], rounds)
