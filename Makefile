@@ -1,16 +1,19 @@
-# One line a target; `make` alone lists them. Everything runs in .venv, made by `make install`.
+# One line a target; `make` alone lists them. Everything runs in .venv, made by `make install`;
+# what llmscale is compared with, in .venv-peers.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/.installed
 PYTEST_OPTIONS ?=
 DEMO_MINUTES ?= 2
 BENCH_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster bench bench-gpu soak lint docs clean
+.PHONY: help install demo test test-cluster peers bench bench-gpu soak lint docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,9 +50,24 @@ test: install  ## every test that needs no GPU, no cluster and no long matrix
 test-cluster: install  ## tests against a real SLURM and a real Ray of several nodes on this machine; as root, or with uidmap
 	$(BIN)/python -m pytest -m 'cluster and not soak and not gpu' $(PYTEST_OPTIONS)
 
-bench: install  ## speed against transformers and this machine's own peak, then layouts; BENCH_OPTIONS=--quick for a try
+peers: $(PEERS_INSTALLED)  ## make .venv-peers, the virtual environment of what llmscale is compared with
+
+# torch by itself here too, and all by the same constraints: both sides of a comparison have the same versions.
+$(PEERS_INSTALLED): pyproject.toml constraints.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch -c constraints.txt
+	$(PEERS)/bin/python -m pip install --quiet -e '.[peers]' -c constraints.txt
+	@touch $@
+
+bench: install peers  ## speed beside transformers, TRL, torch and this machine's own peak; BENCH_OPTIONS=--quick for a try
 	$(BIN)/python -m bench.training $(BENCH_OPTIONS)
 	$(BIN)/python -m bench.layouts $(BENCH_OPTIONS)
+	$(BIN)/python -m bench.sft $(BENCH_OPTIONS)
+	$(BIN)/python -m bench.dpo $(BENCH_OPTIONS)
+	$(BIN)/python -m bench.grpo $(BENCH_OPTIONS)
+	$(BIN)/python -m bench.kernels $(BENCH_OPTIONS)
+	$(BIN)/python -m bench.products $(BENCH_OPTIONS)
+	$(BIN)/python -m bench.loss $(BENCH_OPTIONS)
 
 bench-gpu: install  ## speed on a GPU beside what it can do; without one, BENCH_OPTIONS='--device cpu --quick' for a try
 	$(BIN)/python -m bench.gpu $(BENCH_OPTIONS)
@@ -66,6 +84,6 @@ docs: install  ## make the generated pages and pictures of docs/ again
 	$(BIN)/python -m llmscale.config.reference > docs/configuration.md
 	$(BIN)/python docs/architecture.py
 
-clean:  ## remove .venv and caches; runs/ and demo/ stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .venv-peers and caches; runs/ and demo/ stay
+	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

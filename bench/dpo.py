@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import peers
 from bench.dpo_workload import PreferenceWorkload, made_up_pairs, pairs_of_file, write_pairs
 from bench.picture import draw_bars
 from bench.rounds import Contender, machine, median_and_spread, run_rounds, write_json
@@ -39,7 +40,9 @@ SPEEDS = ("pairs", "tokens", "computed")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", type=Path, help="jsonl with prompt, chosen and rejected")
-    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round of the first way of each: does it run"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--busy", action="store_true", help="one thread, by the processor's seconds")
@@ -58,11 +61,12 @@ def main() -> None:
         file=str(file.absolute()),
         by_cpu=options.busy,
     )
-    results: dict[str, Any] = {"machine": machine(), "threads": workload.threads, "by_cpu": options.busy}
-    results["rows"] = []
+    results: dict[str, Any] = {"machine": machine() | {"peers": peers.described()}}
+    results |= {"threads": workload.threads, "by_cpu": options.busy, "rows": []}
     results["pairs"] = prepare(workload, options.pairs, count, file)
     for reference in REFERENCES:
-        results["rows"].append(compare(replace(workload, reference=reference), rounds))
+        ways = 1 if options.quick else None
+        results["rows"].append(compare(replace(workload, reference=reference), rounds, ways))
         results["machine"]["load_after"] = os.getloadavg()[0]
         write_json(options.output / "dpo.json", results)
     report(results)
@@ -91,17 +95,26 @@ def prepare(workload: PreferenceWorkload, source: Path | None, count: int, file:
     }
 
 
-def compare(workload: PreferenceWorkload, rounds: int) -> dict[str, Any]:
+def compare(workload: PreferenceWorkload, rounds: int, ways: int | None) -> dict[str, Any]:
+    """
+    Args:
+        ways: how many of each contender's take part, None: all.
+    """
     contenders = {
         "TRL": [
-            Contender(f"TRL, {pairs} at once", "bench.dpo_trl", replace(workload, micro_batch_size=pairs))
-            for pairs in PAIRS_AT_ONCE
+            Contender(
+                f"TRL, {pairs} at once",
+                "bench.dpo_trl",
+                replace(workload, micro_batch_size=pairs),
+                peers.interpreter(),
+            )
+            for pairs in PAIRS_AT_ONCE[:ways]
         ],
         "llmscale": [
             Contender(
                 f"llmscale, rows of {length}", "bench.dpo_llmscale", replace(workload, sequence_length=length)
             )
-            for length in ROW_LENGTHS
+            for length in ROW_LENGTHS[:ways]
         ],
     }
     found = run_rounds([one for several in contenders.values() for one in several], rounds)

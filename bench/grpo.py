@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import peers
 from bench.grpo_workload import GrpoWorkload, prepare
 from bench.picture import draw_bars
 from bench.rounds import Contender, machine, median_and_spread, run_rounds, write_json
@@ -60,7 +61,8 @@ def main() -> None:
         beta=options.beta,
     )
     prepare(workload)
-    results: dict[str, Any] = {"machine": machine(), "threads": workload.threads, "beta": workload.beta}
+    results: dict[str, Any] = {"machine": machine() | {"peers": peers.described()}}
+    results |= {"threads": workload.threads, "beta": workload.beta}
     results["seconds"] = "processor_seconds" if options.busy else "step_seconds"
     results |= compare(workload, 1 if options.quick else options.rounds, results["seconds"])
     results["machine"]["load_after"] = os.getloadavg()[0]
@@ -82,7 +84,10 @@ def compare(workload: GrpoWorkload, rounds: int, seconds: str) -> dict[str, Any]
     contenders = {
         "TRL": [
             Contender(
-                f"TRL, {answers} at once", "bench.grpo_trl", replace(workload, micro_batch_size=answers)
+                f"TRL, {answers} at once",
+                "bench.grpo_trl",
+                replace(workload, micro_batch_size=answers),
+                peers.interpreter(),
             )
             for answers in ANSWERS_AT_ONCE
         ],

@@ -1,14 +1,18 @@
 """The C++ kernels of CPUs beside torch's own operations.
 
-    python -m bench.kernels [--threads N] [--turns N]
+    python -m bench.kernels [--quick] [--rounds N] [--turns N] [--threads N] [--output FOLDER]
 
-Milliseconds of a call, the median of turns in which both go one after the other, forward and backward. Sizes
-are those of `llama_32m` with 4 rows of 512 tokens; decoding is of 64 rows with 256 tokens behind them.
+Milliseconds of a call, the median of turns in which both go one after the other, forward and backward; in
+each round all kernels have theirs. Sizes are those of `llama_32m` with 4 rows of 512 tokens; decoding is of
+64 rows with 256 tokens behind them.
 """
 
 import argparse
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,37 +20,70 @@ from llmscale_kernels.attention import attention
 from llmscale_kernels.cpu import library
 from llmscale_kernels.cross_entropy import cross_entropy
 from llmscale_kernels.decode import decode
-from llmscale_kernels.norm import rms_norm
+from llmscale_kernels.norm import add_and_rms_norm, rms_norm
 from llmscale_kernels.rotary import rotate, rotate_reference
 from llmscale_kernels.swiglu import swiglu, swiglu_reference
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.products import side_by_side
+from bench.picture import draw_bars
+from bench.rounds import machine, write_json
+from bench.turns import SideBySide, Work
 
 SEQUENCE, ROWS, HEADS, HEAD_SIZE, HIDDEN, FEATURES, VOCABULARY = 512, 4, 8, 64, 512, 1536, 8192
 PACKED = (100, 37, 150, 64, 161)
 """Documents of a row."""
-
-Work = Callable[[], Tensor]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=20, help="of each kernel in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    table = Table("kernel", "type", "torch", "llmscale", "ratio")
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, theirs, ours in contenders(dtype):
-            milliseconds = [1e3 * seconds for seconds in side_by_side(theirs, ours, options.turns)]
-            ratio = milliseconds[0] / milliseconds[1]
-            shown = str(dtype).removeprefix("torch.")
-            table.add_row(name, shown, *(f"{one:.2f}" for one in milliseconds), f"{ratio:.2f}")
-    Console().print(table)
-    print(f"{options.threads} threads; {library.choice().reason}")
+    results: dict[str, Any] = {"machine": machine(), "threads": options.threads}
+    results["kernels"] = library.choice().reason
+    results["rows"] = compare(*((1, 3) if options.quick else (options.rounds, options.turns)))
+    results["machine"]["load_after"] = os.getloadavg()[0]
+    write_json(options.output / "kernels.json", results)
+    report(results)
+    ratios = {(row["kernel"], row["precision"]): row["ratio"] for row in results["rows"]}
+    names = list(dict.fromkeys(name for name, _ in ratios))
+    draw_bars(
+        options.output / "kernels.png",
+        f"Kernels for CPUs, {options.threads} threads: speed, torch's operations = 100 %",
+        [name.replace(", ", ",\n") for name in names],
+        {precision: [ratios[name, precision] for name in names] for precision in PRECISIONS},
+    )
+
+
+def compare(rounds: int, turns: int) -> list[dict[str, Any]]:
+    found: defaultdict[tuple[str, str], SideBySide] = defaultdict(SideBySide)
+    for _ in range(rounds):
+        for precision, dtype in PRECISIONS.items():
+            for name, theirs, ours in contenders(dtype):
+                found[name, precision].take_turns(theirs, ours, turns)
+    return [
+        {"kernel": name, "precision": precision, **pair.summary()}
+        for (name, precision), pair in found.items()
+    ]
+
+
+def report(results: dict[str, Any]) -> None:
+    table = Table("kernel", "precision", "torch, ms", "llmscale, ms", "ratio")
+    for row in results["rows"]:
+        cells = [
+            f"{1e3 * row[name]['seconds']:.2f} ±{row[name]['spread'] / 2:.0%}"
+            for name in ("torch", "llmscale")
+        ]
+        table.add_row(row["kernel"], row["precision"], *cells, f"{row['ratio']:.2f}")
+    Console(width=100).print(table)
+    print("{threads} threads; {kernels}".format(**results))
 
 
 def contenders(dtype: torch.dtype) -> Iterator[tuple[str, Work, Work]]:
@@ -83,6 +120,13 @@ def contenders(dtype: torch.dtype) -> Iterator[tuple[str, Work, Work]]:
         both_ways(lambda x, w: F.rms_norm(x, (HIDDEN,), w, 1e-5), hidden, weight),
         both_ways(lambda x, w: rms_norm(x, w, 1e-5), hidden, weight),
     )
+    yield (
+        "residual and RMSNorm",
+        both_ways(norm_of_sum, hidden, made(SEQUENCE, ROWS, HIDDEN), weight),
+        both_ways(
+            lambda x, y, w: add_and_rms_norm(x, y, w, 1e-5), hidden, made(SEQUENCE, ROWS, HIDDEN), weight
+        ),
+    )
     mixed = made(SEQUENCE, ROWS, 2 * FEATURES)
     yield "SwiGLU", both_ways(swiglu_reference, mixed), both_ways(swiglu, mixed)
     heads, angles = made(SEQUENCE, ROWS, HEADS, HEAD_SIZE), torch.randn(SEQUENCE, 1, HEAD_SIZE).to(dtype)
@@ -107,12 +151,22 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.cat(attended, dim=2).permute(2, 0, 1, 3).flatten(2)
 
 
-def both_ways(operation: Callable[..., Tensor], *inputs: Tensor) -> Work:
+def norm_of_sum(hidden: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    total = hidden + residual
+    return F.rms_norm(total, (HIDDEN,), weight, 1e-5), total
+
+
+def both_ways(operation: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor) -> Work:
     """Forward and backward."""
-    weights = torch.randn_like(operation(*inputs))
+
+    def outputs() -> tuple[Tensor, ...]:
+        found = operation(*inputs)
+        return found if isinstance(found, tuple) else (found,)
+
+    gradients = [torch.randn_like(output) for output in outputs()]
 
     def work() -> Tensor:
-        return torch.autograd.grad(operation(*inputs), inputs, weights)[0]
+        return torch.autograd.grad(outputs(), inputs, gradients)[0]
 
     return work
 

@@ -4,6 +4,7 @@ python -m bench.layouts [--quick] [--rounds N] [--output FOLDER]
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ def main() -> None:
     options = parser.parse_args()
     preset, rounds, seconds = ("llama_6m", 1, 0.5) if options.quick else (options.preset, options.rounds, 8.0)
     contenders = [contender(name, preset, options.precision, seconds) for name in LAYOUTS]
-    rows = summary(run_rounds(contenders, rounds))
-    write_json(options.output / "layouts.json", {"machine": machine(), "preset": preset, "rows": rows})
+    results: dict[str, Any] = {"machine": machine(), "preset": preset, "precision": options.precision}
+    results["rows"] = rows = summary(run_rounds(contenders, rounds))
+    results["machine"]["load_after"] = os.getloadavg()[0]
+    write_json(options.output / "layouts.json", results)
     report(rows)
     draw_bars(
         options.output / "layouts.png",

@@ -1,80 +1,74 @@
 """Output layer and loss, forward and backward: what it takes in memory and time.
 
-    python -m bench.loss [--vocabulary V] [--tokens T] [--hidden H] [--threads N] [--turns N]
+    python -m bench.loss [--quick] [--rounds N] [--turns N] [--threads N] [--output FOLDER]
+        [--vocabulary V] [--tokens T] [--hidden H]
 
-float32, each way in a process of its own. Memory is what the process grew by at its peak, gradients of weight
-and hidden states included; seconds are the median of the turns after the first.
+float32, each way in fresh processes, in interleaved rounds. Memory is what a process grew by at its peak,
+gradients of weight and hidden states included; a round's seconds are the median of its turns after the first.
 """
 
 import argparse
-import json
 import os
-import resource
-import statistics
-import subprocess
-import sys
-import time
+from pathlib import Path
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from llmscale_kernels.cross_entropy import cross_entropy
-from llmscale_kernels.linear_cross_entropy import Vocabulary, linear_cross_entropy
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+
+from bench.loss_way import LossWorkload
+from bench.picture import draw_bars
+from bench.rounds import Contender, machine, median_and_spread, run_rounds, write_json
 
 WAYS = {"torch": "torch", "whole": "llmscale, whole logits", "parts": "llmscale, a few tokens at a time"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small, one short round: does it run at all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="of a round")
     parser.add_argument("--vocabulary", type=int, default=128 * 1024)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
-    if options.way:
-        torch.set_num_threads(options.threads)
-        print(json.dumps(measure(options)))
-        return
+    if options.quick:
+        options.rounds, options.turns, options.vocabulary, options.tokens = 1, 1, 8192, 1024
+    sizes = {name: getattr(options, name) for name in ("vocabulary", "tokens", "hidden", "threads", "turns")}
+    results: dict[str, Any] = {"machine": machine(), **sizes}
+    results["rows"] = compare(sizes, options.rounds)
+    results["machine"]["load_after"] = os.getloadavg()[0]
+    write_json(options.output / "loss.json", results)
+    report(results["rows"])
+    draw_bars(
+        options.output / "loss.png",
+        f"Output layer and loss, vocabulary of {options.vocabulary:,}: what they take, torch = 100 %",
+        [row["way"].replace(", ", ",\n") for row in results["rows"]],
+        {name: [row[f"{name}_share"] for row in results["rows"]] for name in ("mebibytes", "seconds")},
+    )
+
+
+def compare(sizes: dict[str, int], rounds: int) -> list[dict[str, Any]]:
+    """Medians over the rounds, each also as a share of torch's."""
+    contenders = [Contender(name, "bench.loss_way", LossWorkload(way, **sizes)) for way, name in WAYS.items()]
+    rows: list[dict[str, Any]] = []
+    for name, found in run_rounds(contenders, rounds).items():
+        row: dict[str, Any] = {"way": name, "rounds": found}
+        for what in ("mebibytes", "seconds"):
+            row[what], row[f"{what}_spread"] = median_and_spread([one[what] for one in found])
+            row[f"{what}_share"] = row[what] / (rows[0] if rows else row)[what]
+        rows.append(row)
+    return rows
+
+
+def report(rows: list[dict[str, Any]]) -> None:
     table = Table("way", "MiB", "of torch's", "seconds", "of torch's")
-    found: dict[str, tuple[float, float]] = {}
-    for way, name in WAYS.items():
-        command = [sys.executable, "-m", "bench.loss", *sys.argv[1:], "--way", way]
-        last = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-        memory, seconds = found[way] = json.loads(last)
-        shares = (f"{one / theirs:.0%}" for one, theirs in zip(found[way], found["torch"]))
-        table.add_row(name, f"{memory:,.0f}", next(shares), f"{seconds:.2f}", next(shares))
+    for row in rows:
+        seconds = f"{row['seconds']:.2f} ±{row['seconds_spread'] / 2:.0%}"
+        shares = [f"{row[f'{what}_share']:.0%}" for what in ("mebibytes", "seconds")]
+        table.add_row(row["way"], f"{row['mebibytes']:,.0f}", shares[0], seconds, shares[1])
     Console().print(table)
-
-
-def measure(options: argparse.Namespace) -> tuple[float, float]:
-    """MiB and seconds of one way."""
-    torch.manual_seed(0)
-    hidden_TH = torch.randn(options.tokens, options.hidden, requires_grad=True)
-    weight_VH = torch.randn(options.vocabulary, options.hidden).mul_(0.02).requires_grad_()
-    labels_T = torch.randint(0, options.vocabulary, (options.tokens,))
-    before, seconds = peak_mebibytes(), []
-    for _ in range(options.turns + 1):
-        hidden_TH.grad = weight_VH.grad = None
-        began = time.perf_counter()
-        losses(options.way, hidden_TH, weight_VH, labels_T).mean().backward()
-        seconds.append(time.perf_counter() - began)
-    return peak_mebibytes() - before, statistics.median(seconds[1:])
-
-
-def losses(way: str, hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor) -> Tensor:
-    if way == "torch":
-        return F.cross_entropy(F.linear(hidden_TH, weight_VH), labels_T, reduction="none")
-    if way == "whole":
-        return cross_entropy(F.linear(hidden_TH, weight_VH), labels_T, 0, len(weight_VH))
-    return linear_cross_entropy(hidden_TH, weight_VH, labels_T, Vocabulary(0, len(weight_VH)))[0]
-
-
-def peak_mebibytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -13,11 +13,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 
-from bench.workload import Workload
+
+class Assignment(Protocol):
+    """What a contender is to do."""
+
+    @property
+    def ranks(self) -> int: ...
+
+    @property
+    def threads(self) -> int:
+        """Of each rank."""
+        ...
+
+    def as_argument(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,9 @@ class Contender:
     name: str
     module: str
     """Program that is run with the workload as its argument."""
-    workload: Workload
+    workload: Assignment
+    interpreter: str = sys.executable
+    """Python that runs it. What llmscale is compared with has one of its own (`bench/peers.py`)."""
 
 
 def run_rounds(contenders: list[Contender], rounds: int) -> dict[str, list[dict[str, Any]]]:
@@ -46,7 +60,7 @@ def run(contender: Contender) -> dict[str, Any]:
     Raises:
         RuntimeError: a process fails; carries the end of its output. The others are ended.
     """
-    command = [sys.executable, "-m", contender.module, contender.workload.as_argument()]
+    command = [contender.interpreter, "-m", contender.module, contender.workload.as_argument()]
     ranks, port = contender.workload.ranks, free_port()
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(ranks)]
@@ -66,10 +80,10 @@ def run(contender: Contender) -> dict[str, Any]:
 
 def wait(name: str, processes: list[subprocess.Popen[str]], outputs: Sequence[IO[str]]) -> None:
     """Until all have ended, or one has failed: the others would wait for it."""
-    while any(process.poll() is None for process in processes):
-        if any(process.returncode for process in processes):
-            break
+    codes: list[int | None] = [None]
+    while None in codes and not any(codes):
         time.sleep(0.05)
+        codes = [process.poll() for process in processes]
     for process, output in zip(processes, outputs):
         if process.returncode:
             output.seek(0)

@@ -9,6 +9,7 @@ has the same losses of both). Each runs with one row at a time and with several;
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import peers
 from bench.picture import draw_bars
 from bench.rounds import Contender, machine, median_and_spread, run_rounds, write_json
 from bench.sft_workload import TuningWorkload
 
 PRESET = "llama_6m"
-NAMES = {"TRL": "bench.sft_trl", "llmscale": "bench.sft_llmscale"}
+NAMES = ("TRL", "llmscale")
 ROWS = (1, 4)
 """At once. Several padded rows are as long as their longest; several packed ones TRL lays end to end into one
 sequence, whose attention grows with its square."""
@@ -35,7 +37,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     rounds, seconds = (1, 1.0) if options.quick else (options.rounds, 8.0)
-    results: dict[str, Any] = {"machine": machine(), "threads": options.threads, "rows": []}
+    results: dict[str, Any] = {"machine": machine() | {"peers": peers.described()}}
+    results |= {"threads": options.threads, "rows": []}
     for packing in (False, True):
         workload = TuningWorkload(PRESET, "fp32", threads=options.threads, seconds=seconds, packing=packing)
         results["rows"].append(compare(workload, rounds))
@@ -51,9 +54,13 @@ def main() -> None:
 
 
 def compare(workload: TuningWorkload, rounds: int) -> dict[str, Any]:
+    programs = {
+        "TRL": ("bench.sft_trl", peers.interpreter()),
+        "llmscale": ("bench.sft_llmscale", sys.executable),
+    }
     contenders = [
-        Contender(f"{name}, {rows} at once", module, replace(workload, micro_batch_size=rows))
-        for name, module in NAMES.items()
+        Contender(f"{name}, {rows} at once", module, replace(workload, micro_batch_size=rows), interpreter)
+        for name, (module, interpreter) in programs.items()
         for rows in ROWS
     ]
     row: dict[str, Any] = {"rows": "packed" if workload.packing else "one example a row"}

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import peers
 from bench.picture import draw_bars
 from bench.rounds import Contender, machine, median_and_spread, run_rounds, write_json
 from bench.workload import Workload
@@ -30,11 +31,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     presets, rounds, seconds = (PRESETS[:1], 1, 0.5) if options.quick else (PRESETS, options.rounds, 8.0)
-    results: dict[str, Any] = {"machine": machine(), "rows": []}
+    results: dict[str, Any] = {"machine": machine() | {"peers": peers.described()}, "rows": []}
     for preset in presets:
         for precision in PRECISIONS:
             workload = Workload(preset, precision, threads=options.threads, seconds=seconds)
             results["rows"].append(compare(workload, rounds))
+            results["machine"]["load_after"] = os.getloadavg()[0]
             write_json(options.output / "training.json", results)
     report(results["rows"])
     draw_bars(
@@ -52,7 +54,7 @@ def compare(workload: Workload, rounds: int) -> dict[str, Any]:
     found = run_rounds(
         [
             Contender("peak", "bench.matmul_peak", workload),
-            Contender("transformers", "bench.transformers_loop", workload),
+            Contender("transformers", "bench.transformers_loop", workload, peers.interpreter()),
             Contender("llmscale", "bench.llmscale_loop", workload),
         ],
         rounds,

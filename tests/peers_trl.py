@@ -17,7 +17,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedTokenizerFast, Trainer
 
 from llmscale.config.schema import Config
-from llmscale.engine.optimizer import learning_rate
+from llmscale.engine.learning_rate import learning_rate
 
 PADDING, END = "<padding>", "<end>"
 """The first two words of `numbers_tokenizer`."""

@@ -25,7 +25,8 @@ from llmscale.engine.anchor import anchor
 from llmscale.engine.ask import Tell, ask
 from llmscale.engine.clip import clip_gradients
 from llmscale.engine.fingerprint import Fingerprint, take_fingerprint
-from llmscale.engine.optimizer import build_optimizer, learning_rate, parameter_groups
+from llmscale.engine.learning_rate import learning_rate
+from llmscale.engine.optimizer import build_optimizer, parameter_groups
 from llmscale.engine.reference import Reference
 from llmscale.engine.schedule import LossFunction, ScheduledChunk, run_schedule
 from llmscale.engine.unfreezing import distance_from_output, is_graded, learning_rate_scale

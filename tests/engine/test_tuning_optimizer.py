@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmscale.config.schema import Config
 from llmscale.engine.engine import Engine
-from llmscale.engine.optimizer import learning_rate
+from llmscale.engine.learning_rate import learning_rate
 from llmscale.model.build import build_model
 from llmscale.model.regions import Piece
 from llmscale.objectives.causal_lm import CausalLM
