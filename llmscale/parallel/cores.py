@@ -32,7 +32,7 @@ def use_cores(environment: RankEnvironment, threads: int | None, numa_binding: b
         nodes = numa_nodes()
         gpu = _node_of_gpu(environment.local_rank) if has_cuda() else None
         cores = nodes.get(gpu) if gpu is not None else cores_of_rank(environment.local_rank, ranks, nodes)
-        if cores and len(nodes) > 1:
+        if cores:
             _bind(cores)
     torch.set_num_threads(threads)
     return threads
@@ -51,9 +51,10 @@ def numa_nodes(folder: Path = NODES) -> dict[int, set[int]]:
 def cores_of_rank(local_rank: int, ranks: int, nodes: dict[int, set[int]]) -> set[int] | None:
     """Those of the rank's node: ranks that follow each other, which talk most, share one.
 
-    None, for all cores, where the ranks cannot be dealt evenly: fewer of them than nodes, or some left over.
+    None, for all cores, where there is one node, or the ranks cannot be dealt evenly: fewer of them than
+    nodes, or some left over.
     """
-    if not nodes or ranks % len(nodes):
+    if len(nodes) < 2 or ranks % len(nodes) or local_rank >= ranks:
         return None
     return list(nodes.values())[local_rank * len(nodes) // ranks]
 

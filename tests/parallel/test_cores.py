@@ -50,6 +50,13 @@ def test_ranks_are_dealt_evenly(ranks: int, expected: list[int | None]) -> None:
     assert found == [None if node is None else nodes[node] for node in expected]
 
 
+def test_one_node_or_an_unknown_place_binds_nobody() -> None:
+    assert cores.cores_of_rank(0, 2, {0: {0, 1}}) is None
+    assert cores.cores_of_rank(0, 2, {}) is None
+    # Whoever started the ranks has not said how many there are on the machine.
+    assert cores.cores_of_rank(1, 1, {0: {0}, 1: {1}}) is None
+
+
 PROGRAM = """
 import os, threading, torch
 from llmscale.parallel import cores

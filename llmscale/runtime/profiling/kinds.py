@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 OUTSIDE: Kind = "outside operations"
 
 FUNCTIONS: dict[str, Kind] = {
-    "_Attention": "attention",
+    "_CompiledAttention": "attention",
     "_RMSNorm": "norms",
     "_CompiledRMSNorm": "norms",
     "_Norm": "norms",
