@@ -43,13 +43,13 @@ def add_and_rms_norm(
 
     Args:
         hidden: [..., H], what a layer adds.
-        residual: what it is added to, of the same shape and dtype.
+        residual: what it is added to. Of another shape or dtype, it is added by torch.
     """
-    if takes_triton(hidden):
+    if _are_alike(hidden, residual) and takes_triton(hidden):
         from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
 
         return gpu.add_and_rms_norm(hidden, residual, weight, epsilon)
-    if cpu.fits(hidden, weight):
+    if _are_alike(hidden, residual) and cpu.fits(hidden, weight):
         return cpu.add_and_rms_norm(hidden, residual, weight, epsilon)
     total = residual + hidden
     return rms_norm(total, weight, epsilon), total
@@ -68,12 +68,17 @@ def add_and_layer_norm(
     hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm(residual + hidden)`, and the sum itself."""
-    if takes_triton(hidden):
+    if _are_alike(hidden, residual) and takes_triton(hidden):
         from llmscale_kernels.gpu import norm as gpu  # noqa: PLC0415 -- only there is Triton
 
         return gpu.add_and_layer_norm(hidden, residual, weight, bias, epsilon)
     total = residual + hidden
     return layer_norm(total, weight, bias, epsilon), total
+
+
+def _are_alike(hidden: Tensor, residual: Tensor) -> bool:
+    """Kernels read one as they read the other."""
+    return hidden.dtype == residual.dtype and hidden.shape == residual.shape
 
 
 class _RMSNorm(torch.autograd.Function):

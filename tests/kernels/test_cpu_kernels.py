@@ -206,6 +206,15 @@ def test_norm_of_a_sum(used: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(a.double(), b, **tolerance(dtype))
 
 
+def test_norm_of_a_sum_of_different_kinds() -> None:
+    """Kernels would read the residual's memory as what it is not."""
+    hidden, weight = torch.randn(4, 2, 48, dtype=torch.bfloat16), torch.ones(48, dtype=torch.bfloat16)
+    for residual in (torch.randn(4, 2, 48), torch.randn(1, 2, 48, dtype=torch.bfloat16)):
+        normalised, total = norm.add_and_rms_norm(hidden, residual, weight, 1e-5)
+        assert torch.equal(total, hidden + residual)
+        assert torch.equal(normalised, norm.rms_norm(total, weight, 1e-5))
+
+
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
 def test_threads_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "LEAST_OF_THREADS", 0)

@@ -139,7 +139,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, generation: int, flash_3: bool = Fa
     """As if there were a GPU of this generation."""
     monkeypatch.setattr(gpu, "_generation", lambda device: generation)
     monkeypatch.setattr(gpu, "_order", gpu._order.__wrapped__)
-    monkeypatch.setattr(gpu, "takes_flash_attention_3", lambda device: flash_3)
+    monkeypatch.setattr(gpu, "activated_flash_attention_3", lambda device: flash_3)
 
 
 @pytest.mark.gpu

@@ -46,7 +46,7 @@ def attention(
     before: Lengths | None,
 ) -> Tensor:
     """As `llmscale_kernels.attention.attention`."""
-    backends = _order(query_SBND.device)
+    backends = _order(query_SBND.device)  # first: it decides, too, which FlashAttention torch has
     sequence = len(query_SBND)
     if all(row == (sequence,) for row in lengths) and (window is None or window >= sequence):
         return _of_rows(query_SBND, key_SBKD, value_SBKD, backends)
@@ -127,14 +127,15 @@ def _ends(lengths: list[int]) -> Tensor:
 def _order(device: torch.device) -> list[SDPBackend]:
     """Of who is asked first for whole rows."""
     flash_first = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-    prefers_cudnn = _generation(device) >= HOPPER and not takes_flash_attention_3(device)
+    prefers_cudnn = _generation(device) >= HOPPER and not activated_flash_attention_3(device)
     rest = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return [*(reversed(flash_first) if prefers_cudnn else flash_first), *rest]
 
 
 @functools.cache
-def takes_flash_attention_3(device: torch.device) -> bool:
-    """Hand torch's FlashAttention over to the third one, where it is installed and the GPU is a Hopper."""
+def activated_flash_attention_3(device: torch.device) -> bool:
+    """Hand torch's FlashAttention over to the third one, where it is installed and the GPU is a Hopper; tells
+    whether it has."""
     is_there = importlib.util.find_spec("flash_attn_interface") is not None
     if not is_there or _generation(device) != HOPPER:
         return False
@@ -159,7 +160,7 @@ def path_and_reason(device: torch.device) -> str:
         return "torch's, one document at a time (older than Ampere)"
     if not _takes_windows():
         return "torch's, one document at a time (its FlashAttention knows no windows)"
-    if takes_flash_attention_3(device):
+    if activated_flash_attention_3(device):
         return "FlashAttention-3 (flash_attn_interface is installed)"
     rows = "cuDNN for whole rows, " if _generation(device) >= HOPPER else ""
     return f"{rows}FlashAttention-2 (flash_attn_interface is not installed, or not a Hopper)"
