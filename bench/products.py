@@ -2,11 +2,13 @@
 
     python -m bench.products [--quick] [--rounds N] [--turns N] [--threads N] [--output FOLDER]
 
-float32, GFLOP/s, the median of turns in which both go one after the other; in each round all products have
-theirs. `packed` is a product of few rows with a weight that was laid in the processor's order before.
+float32 and bfloat16, GFLOP/s, the median of turns in which both go one after the other; in each round all
+products have theirs. `packed` is a product of few rows with a weight that was laid in the processor's order
+before.
 """
 
 import argparse
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from llmscale_kernels import matmul
+from llmscale_kernels.cpu.library import processor_vendor
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +26,7 @@ from bench.turns import SideBySide, Work
 
 TRAINED = ((1024, 256, 768), (1024, 256, 2048), (1024, 1024, 256), (1024, 256, 8192), (2048, 768, 4096))
 """Rows × features in × out."""
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WRITTEN = ((16, 256, 2048), (64, 256, 768), (64, 1024, 256), (64, 256, 2048), (64, 256, 8192))
 
 
@@ -36,31 +40,35 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {"machine": machine(), "threads": options.threads}
-    results["vendor"] = matmul.processor_vendor() or "unknown"
-    results["onednn_for_fp32"] = matmul.onednn_is_quicker()
+    results["vendor"] = processor_vendor() or "unknown"
+    results["libraries"] = {name: matmul.library(dtype) for name, dtype in TYPES.items()}
     results["rows"] = compare(*((1, 3) if options.quick else (options.rounds, options.turns)))
     results["machine"]["load_after"] = os.getloadavg()[0]
     write_json(options.output / "products.json", results)
     report(results)
-    draw(options.output / "products.png", results, packed=False)
-    draw(options.output / "products_packed.png", results, packed=True)
+    for precision in TYPES:
+        draw(options.output / f"products_{precision}.png", results, precision, packed=False)
+        draw(options.output / f"products_{precision}_packed.png", results, precision, packed=True)
 
 
 def compare(rounds: int, turns: int) -> list[dict[str, Any]]:
-    found: defaultdict[tuple[str, tuple[int, int, int]], SideBySide] = defaultdict(SideBySide)
+    found: defaultdict[tuple[str, str, tuple[int, int, int]], SideBySide] = defaultdict(SideBySide)
     for _ in range(rounds):
-        for shape in (*TRAINED, *WRITTEN):
-            for name, (theirs, ours) in products(*shape).items():
-                found[name, shape].take_turns(theirs, ours, turns)
+        for precision, dtype in TYPES.items():
+            for shape in (*TRAINED, *WRITTEN):
+                for name, (theirs, ours) in products(*shape, dtype).items():
+                    found[precision, name, shape].take_turns(theirs, ours, turns)
     return [
-        {"product": name, "shape": shape, "flops": 2 * shape[0] * shape[1] * shape[2], **pair.summary()}
-        for (name, shape), pair in found.items()
+        {"precision": precision, "product": name, "shape": shape, "flops": 2 * math.prod(shape)}
+        | pair.summary()
+        for (precision, name, shape), pair in found.items()
     ]
 
 
-def products(rows: int, inputs: int, outputs: int) -> dict[str, tuple[Work, Work]]:
+def products(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> dict[str, tuple[Work, Work]]:
     """torch's and ours, by name."""
-    x, weight, gradient = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
+    shapes = (rows, inputs), (outputs, inputs), (rows, outputs)
+    x, weight, gradient = (torch.randn(shape).to(dtype) for shape in shapes)
     if (rows, inputs, outputs) in TRAINED:
         return {
             "output": (lambda: x @ weight.t(), lambda: matmul.product(x, weight)),
@@ -80,20 +88,21 @@ def products(rows: int, inputs: int, outputs: int) -> dict[str, tuple[Work, Work
 
 
 def report(results: dict[str, Any]) -> None:
-    table = Table("product", "rows × in × out", "torch, GFLOP/s", "llmscale", "ratio")
+    table = Table("precision", "product", "rows × in × out", "torch, GFLOP/s", "llmscale", "ratio")
     for row in results["rows"]:
         cells = [
             f"{row['flops'] / row[name]['seconds'] / 1e9:.0f} ±{row[name]['spread'] / 2:.0%}"
             for name in ("torch", "llmscale")
         ]
-        table.add_row(row["product"], shown(row["shape"]), *cells, f"{row['ratio']:.2f}")
+        table.add_row(row["precision"], row["product"], shown(row["shape"]), *cells, f"{row['ratio']:.2f}")
     Console(width=100).print(table)
-    print("{threads} threads; processor of {vendor}; oneDNN for fp32: {onednn_for_fp32}".format(**results))
+    print("{threads} threads; processor of {vendor}; by {libraries}".format(**results))
 
 
-def draw(path: Path, results: dict[str, Any], packed: bool) -> None:
+def draw(path: Path, results: dict[str, Any], precision: str, packed: bool) -> None:
     """Those of training, or those of writing; no picture where this processor packs no weights."""
-    rows = [row for row in results["rows"] if (row["product"] == "packed") is packed]
+    rows = [row for row in results["rows"] if row["precision"] == precision]
+    rows = [row for row in rows if (row["product"] == "packed") is packed]
     if not rows:
         return
     names, shapes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("product", "shape"))
@@ -101,7 +110,7 @@ def draw(path: Path, results: dict[str, Any], packed: bool) -> None:
     title = "Products with packed weights" if packed else "Products of linear layers"
     draw_bars(
         path,
-        f"{title}, fp32, {results['threads']} threads: speed, torch = 100 %",
+        f"{title}, {precision}, {results['threads']} threads: speed, torch = 100 %",
         [shown(shape) for shape in shapes],
         {name: [ratios[name, shape] for shape in shapes] for name in names},
     )

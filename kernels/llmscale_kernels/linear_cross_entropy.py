@@ -129,17 +129,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if of_hidden_TH is not None:
                 of_hidden_TH[rows] = input_gradient(gradient_RV, weight_VH[whole])
             if of_weight_VH is not None:
-                _add_weight_gradient(of_weight_VH[whole], gradient_RV, hidden_TH[rows])
+                weight_gradient(gradient_RV, hidden_TH[rows], onto_OI=of_weight_VH[whole])
         if of_weight_VH is not None:
             of_weight_VH = of_weight_VH.to(weight_VH.dtype)
         return of_hidden_TH, of_weight_VH, None, None, None, None
-
-
-def _add_weight_gradient(sum_VH: Tensor, gradient_RV: Tensor, hidden_RH: Tensor) -> None:
-    if sum_VH.dtype == gradient_RV.dtype:
-        weight_gradient(gradient_RV, hidden_RH, onto_OI=sum_VH)
-    else:
-        sum_VH += weight_gradient(gradient_RV, hidden_RH)
 
 
 def _parts(labels_T: Tensor, vocabulary: Vocabulary) -> list[slice]:

@@ -1,30 +1,42 @@
 """The three matrix products of a linear layer, and the one with a weight that stays as it is for a while.
 
-torch gives products of float32 on CPUs to MKL. On processors that are not Intel's, oneDNN, which torch has
-as well, is quicker at two of the three: on four cores of an AMD EPYC (Zen 4) at 1.5 times MKL's speed. The
+torch gives products on CPUs to MKL (float32) and oneDNN (bfloat16). On processors with AVX-512 that are not
+Intel's, `cpu/matmul.py` is quicker at large ones of either type. At others of float32 oneDNN, which torch has
+as well, is quicker than MKL at two of three: on four cores of an AMD EPYC (Zen 4) at 1.5 times its speed. The
 third, the gradient of a weight, oneDNN gets only with copies, so it stays MKL's, but cut into one product a
 thread: MKL shares a single one out badly there. Everything else is torch's own choice.
 
 Which library computes depends on the processor, the type and the shape, never on a measurement: a run that
 goes on has to compute what it would have.
 
-Shapes: X any leading sizes, I features in, O features out.
+Shapes: X any leading sizes, T all of them, I features in, O features out.
 """
 
 import functools
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llmscale_kernels.cpu import matmul as cpu
+from llmscale_kernels.cpu.library import is_intel, processor_vendor
+
 LEAST_ROWS = 32
 """With fewer, oneDNN's copy of the weight into its own order costs more than it brings."""
+LEAST_ROWS_OF_OUR_OWN = 2048
+"""With fewer, ours does, in bfloat16."""
+LEAST_OUTPUTS_OF_OUR_OWN = 768
+"""With fewer, neither does the copy of both factors of a weight's gradient."""
 LEAST_OF_A_THREAD = 64
 """Rows of a weight's gradient that are worth a product of their own."""
 
 
 def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
     """`input @ weight.T`, [X, O]. No gradient: for autograd functions."""
+    input_TI = input_XI.flatten(0, -2)
+    if len(input_TI) >= LEAST_ROWS_OF_OUR_OWN and is_own(input_TI, weight_OI):
+        output_TO = input_TI.new_empty(len(input_TI), len(weight_OI))
+        cpu.multiply(input_TI, weight_OI, output_TO, right_is_transposed=True)
+        return output_TO.view(*input_XI.shape[:-1], -1)
     if uses_onednn(input_XI):
         return _onednn(input_XI, weight_OI)
     return torch.matmul(input_XI, weight_OI.t())
@@ -32,6 +44,10 @@ def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
 
 def input_gradient(gradient_XO: Tensor, weight_OI: Tensor) -> Tensor:
     """`gradient @ weight`, [X, I]."""
+    gradient_TO = gradient_XO.flatten(0, -2)
+    if len(gradient_TO) >= LEAST_ROWS_OF_OUR_OWN and is_own(gradient_TO, weight_OI):
+        result_TI = gradient_TO.new_empty(len(gradient_TO), weight_OI.shape[1])
+        return cpu.multiply(gradient_TO, weight_OI, result_TI).view(*gradient_XO.shape[:-1], -1)
     if uses_onednn(gradient_XO):
         return _onednn(gradient_XO, weight_OI.t())
     return torch.matmul(gradient_XO, weight_OI)
@@ -41,10 +57,16 @@ def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | Non
     """`gradient.T @ input` over all leading sizes, [O, I].
 
     Args:
-        onto_OI: what it is added to in place, and returned; of the same type, contiguous.
+        onto_OI: what it is added to in place, and returned; of the same type or float32, contiguous.
     """
     gradient_TO, input_TI = gradient_XO.flatten(0, -2), input_XI.flatten(0, -2)
     outputs, threads = gradient_TO.shape[-1], torch.get_num_threads()
+    if outputs >= LEAST_OUTPUTS_OF_OUR_OWN and is_own(gradient_TO, input_TI, left_is_transposed=True):
+        is_added = onto_OI is not None
+        result_OI = onto_OI if is_added else gradient_TO.new_empty(outputs, input_TI.shape[-1])
+        return cpu.multiply(gradient_TO, input_TI, result_OI, left_is_transposed=True, is_added=is_added)
+    if onto_OI is not None and onto_OI.dtype != gradient_TO.dtype:
+        return onto_OI.add_(weight_gradient(gradient_TO, input_TI))
     is_cut = threads > 1 and outputs % threads == 0 and outputs // threads >= LEAST_OF_A_THREAD
     if not (is_cut and uses_onednn(gradient_TO)):
         if onto_OI is not None:
@@ -58,11 +80,31 @@ def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | Non
     return torch.bmm(parts_POT, inputs_PTI).view(outputs, -1)
 
 
+def is_own(left: Tensor, right: Tensor, left_is_transposed: bool = False) -> bool:
+    """Whether `cpu/matmul.py` multiplies these, if they are large."""
+    return library(left.dtype) == "llmscale" and cpu.fits(left, right, left_is_transposed)
+
+
 def uses_onednn(input_XI: Tensor) -> bool:
-    """Whether products of this tensor as the input are oneDNN's here."""
+    """Whether products of this tensor as the input are oneDNN's here, unless they are our own."""
     is_large = input_XI.numel() >= LEAST_ROWS * input_XI.shape[-1] > 0
     is_float = input_XI.dtype == torch.float32 and input_XI.device.type == "cpu"
     return is_large and is_float and onednn_is_quicker()
+
+
+def differs_from_torch(input_XI: Tensor) -> bool:
+    """Whether any product of a layer with this input may be another than torch's."""
+    is_own = input_XI.device.type == "cpu" and library(input_XI.dtype) == "llmscale"
+    return is_own or uses_onednn(input_XI)
+
+
+@functools.cache
+def library(dtype: torch.dtype) -> str:
+    """Who is quickest at large products of this type on this machine's CPU: "llmscale", "oneDNN", or "torch",
+    which is its own choice."""
+    if cpu.is_quicker(dtype):
+        return "llmscale"
+    return "oneDNN" if dtype == torch.float32 and onednn_is_quicker() else "torch"
 
 
 def pack(weight_OI: Tensor, rows: int) -> Tensor | None:
@@ -95,17 +137,7 @@ def has_onednn() -> bool:
 @functools.cache
 def onednn_is_quicker() -> bool:
     """Whether it is for products of float32: on x86 processors that are not Intel's."""
-    return has_onednn() and processor_vendor() not in ("", "GenuineIntel")
-
-
-@functools.cache
-def processor_vendor() -> str:
-    """As an x86 processor calls its maker; empty where it cannot be asked."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), "")
+    return has_onednn() and processor_vendor() != "" and not is_intel()
 
 
 def _is_native(dtype: torch.dtype) -> bool:

@@ -176,11 +176,19 @@ def torch_rows() -> Iterator[Row]:
 
 def products() -> Iterator[Row]:
     """Who computes the matrix products of linear layers on CPUs."""
+    import torch  # noqa: PLC0415 -- takes a second
     from llmscale_kernels import matmul  # noqa: PLC0415 -- loads torch
+    from llmscale_kernels.cpu.library import processor_vendor  # noqa: PLC0415 -- likewise
 
-    maker = matmul.processor_vendor() or "a maker that is not known"
-    path = "oneDNN, quicker than MKL" if matmul.onednn_is_quicker() else "torch's own choice"
-    yield True, "float32 products", f"{path} (processor of {maker})"
+    maker = processor_vendor() or "a maker that is not known"
+    paths = {
+        "llmscale": "llmscale's own, quicker than MKL and oneDNN",
+        "oneDNN": "oneDNN, quicker than MKL",
+        "torch": "torch's own choice",
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        yield True, f"{name} products", f"{paths[matmul.library(dtype)]} (processor of {maker})"
     yield matmul.has_onednn(), "packed weights", "while texts are written" if matmul.has_onednn() else "none"
 
 

@@ -61,7 +61,7 @@ class _Products:
     ) -> Tensor:
         if self.packed is not None and not torch.is_grad_enabled():
             output = matmul.packed_product(input, self.packed)
-        elif matmul.uses_onednn(input) and not sequence_parallel:
+        elif matmul.differs_from_torch(input) and not sequence_parallel:
             output = _Product.apply(input, weight, tp_group if allreduce_dgrad else None)
         else:
             options = {"allreduce_dgrad": allreduce_dgrad, "sequence_parallel": sequence_parallel}

@@ -79,8 +79,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cuda":
         return table_peak(torch.cuda.get_device_name(device)) if dtype == torch.bfloat16 else None
-    library = "|oneDNN" if dtype == torch.float32 and matmul.onednn_is_quicker() else ""
-    key = f"{_processor()}|{torch.__version__}|{torch.get_num_threads()} threads|{dtype}{library}"
+    by = f"{matmul.library(dtype)}|{torch.get_num_threads()} threads"
+    key = f"{_processor()}|{torch.__version__}|{by}|{dtype}"
     cache = _cache_file()
     known = json.loads(cache.read_text()) if cache.exists() else {}
     if key not in known:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from llmscale_kernels import matmul
+from llmscale_kernels.cpu import matmul as cpu
+from llmscale_kernels.cpu.library import processor_vendor
 from torch import Tensor
 
 SHAPES = [
@@ -26,9 +28,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["oneDNN", "torch"])
+@pytest.fixture(params=["llmscale", "oneDNN", "torch"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(matmul, "library", lambda dtype: request.param)
     monkeypatch.setattr(matmul, "onednn_is_quicker", lambda: request.param == "oneDNN")
+    for name in ("LEAST_ROWS_OF_OUR_OWN", "LEAST_OUTPUTS_OF_OUR_OWN"):
+        monkeypatch.setattr(matmul, name, 1)
     return request.param
 
 
@@ -38,32 +43,82 @@ def tensors(leading: tuple[int, ...], inputs: int, outputs: int, dtype: torch.dt
     return [torch.randn(shape).to(dtype) for shape in shapes]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("leading", "inputs", "outputs"), SHAPES)
 def test_all_three_products(
-    leading: tuple[int, ...], inputs: int, outputs: int, threads: int, library: str
+    leading: tuple[int, ...], inputs: int, outputs: int, dtype: torch.dtype, threads: int, library: str
 ) -> None:
-    input_XI, weight_OI, gradient_XO = tensors(leading, inputs, outputs, torch.float32)
-    sum_OI = weight_OI.clone()
+    if library == "oneDNN" and dtype == torch.bfloat16:
+        pytest.skip("oneDNN is torch's choice there")
+    input_XI, weight_OI, gradient_XO = tensors(leading, inputs, outputs, dtype)
+    sum_OI, wide_OI = weight_OI.clone(), weight_OI.float() + 0.001
+    expected_wide_OI = wide_OI.double()
     ours = (
         matmul.product(input_XI, weight_OI),
         matmul.input_gradient(gradient_XO, weight_OI),
         matmul.weight_gradient(gradient_XO, input_XI),
         matmul.weight_gradient(gradient_XO, input_XI, onto_OI=sum_OI),
+        matmul.weight_gradient(gradient_XO, input_XI, onto_OI=wide_OI),
     )
-    assert ours[3].data_ptr() == sum_OI.data_ptr()
+    assert ours[3].data_ptr() == sum_OI.data_ptr() and ours[4].data_ptr() == wide_OI.data_ptr()
     input_XI, weight_OI, gradient_XO = (one.double() for one in (input_XI, weight_OI, gradient_XO))
-    expected = (
-        input_XI @ weight_OI.T,
-        gradient_XO @ weight_OI,
-        torch.einsum("...o,...i->oi", gradient_XO, input_XI),
-    )
-    expected = (*expected, weight_OI + expected[2])
+    of_weight_OI = torch.einsum("...o,...i->oi", gradient_XO, input_XI)
+    expected = (input_XI @ weight_OI.T, gradient_XO @ weight_OI, of_weight_OI)
+    expected = (*expected, weight_OI + of_weight_OI, expected_wide_OI + of_weight_OI)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for found, exact in zip(ours, expected, strict=True):
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5 * inputs**0.5)
+        assert found.dtype == (torch.float32 if found is ours[4] else dtype)
+        torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance * inputs**0.5)
 
 
-def test_onednn_is_asked_where_it_is_quicker_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "sizes", [(32, 16, 16), (37, 18, 49), (300, 130, 100), (65, 96, 95), (64, 200_000, 100)]
+)
+def test_our_own_depends_on_no_other_row_and_on_no_number_of_threads(
+    sizes: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, inner and columns, in each of the orders in memory, with rows that lie apart; the last one takes
+    its right factor in several groups."""
+    if not cpu.runs(dtype):
+        pytest.skip("no AVX-512 of that type here")
+    rows, inner, columns = sizes
+    generator = torch.Generator().manual_seed(1)
+    left = torch.randn(rows, inner + 6, generator=generator).to(dtype)[:, :inner]
+    right = torch.randn(inner, columns + 2, generator=generator).to(dtype)[:, :columns]
+    exact = left.double() @ right.double()
+    results: list[Tensor] = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for left_is_transposed, right_is_transposed in ((False, False), (False, True), (True, False)):
+                given = left.t().contiguous() if left_is_transposed else left
+                other = right.t().contiguous() if right_is_transposed else right
+                assert cpu.fits(given, other, left_is_transposed)
+                result = torch.full((rows, columns + 5), 7.0)[:, :columns]
+                results.append(cpu.multiply(given, other, result, left_is_transposed, right_is_transposed))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0].double(), exact, rtol=1e-5, atol=1e-5 + 2e-7 * inner)
+    assert all(torch.equal(results[0], other) for other in results)
+    few = cpu.multiply(left[8:25], right, torch.zeros(17, columns))
+    assert torch.equal(few, results[0][8:25])
+
+
+def test_what_does_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, even = torch.ones(64, 33, dtype=torch.bfloat16), torch.ones(64, 32, dtype=torch.bfloat16)
+    assert not cpu.fits(odd, odd)  # the last of 33 has no other one
+    assert cpu.fits(even, even) == cpu.runs(torch.bfloat16) == cpu.fits(odd, odd, left_is_transposed=True)
+    assert not cpu.fits(even, even.float()) and not cpu.fits(even.double(), even.double())
+    assert not cpu.fits(torch.ones(64, 32)[:, ::2], torch.ones(64, 16))
+    assert not cpu.fits(torch.ones(64, 8), torch.ones(64, 8))
+    assert not cpu.fits(torch.ones(64, 32, device="meta"), torch.ones(64, 32, device="meta"))
+    monkeypatch.setattr(cpu, "is_intel", lambda: True)
+    assert not cpu.is_quicker(torch.float32) and not cpu.is_quicker(torch.bfloat16)
+
+
+def test_large_products_alone_are_asked_of_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
     true = matmul._onednn
 
@@ -72,10 +127,13 @@ def test_onednn_is_asked_where_it_is_quicker_only(monkeypatch: pytest.MonkeyPatc
         return true(input_XI, weight_OI)
 
     monkeypatch.setattr(matmul, "_onednn", counted)
+    monkeypatch.setattr(cpu, "is_quicker", lambda dtype: False)
     monkeypatch.setattr(matmul, "onednn_is_quicker", lambda: True)
+    matmul.library.cache_clear()
     for rows, dtype in ((64, torch.float32), (8, torch.float32), (64, torch.float64), (64, torch.bfloat16)):
         input_XI, weight_OI, _ = tensors((rows,), 16, 16, dtype)
         matmul.product(input_XI, weight_OI)
+    matmul.library.cache_clear()
     assert asked == [(64, 16)]
 
 
@@ -101,6 +159,6 @@ def test_what_cannot_be_packed_is_not() -> None:
 
 
 def test_the_processor_has_a_maker_or_none() -> None:
-    assert matmul.processor_vendor() == matmul.processor_vendor().strip()
-    if not matmul.processor_vendor():
+    assert processor_vendor() == processor_vendor().strip()
+    if not processor_vendor():
         assert not matmul.onednn_is_quicker()

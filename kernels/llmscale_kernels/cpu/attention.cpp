@@ -9,8 +9,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
+#include "scratch.h"
 #include "words.h"
 
 using namespace llmscale;
@@ -40,29 +40,6 @@ struct AttentionCall {
 }
 
 namespace {
-
-// Memory of one thread, handed out from the front. What a long document has taken is given back after it.
-class Scratch {
- public:
-  void reserve(size_t floats) {
-    if (memory_.size() < floats + 64) memory_.resize(floats + 64);
-    taken_ = (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) / sizeof(float) % 16;
-  }
-  template <typename Word = float>
-  Word* take(size_t words) {
-    float* begin = memory_.data() + taken_;
-    taken_ += up(words, 16);
-    return reinterpret_cast<Word*>(begin);
-  }
-  void give_back() {
-    if (memory_.size() > KEPT_FLOATS) std::vector<float>().swap(memory_);
-  }
-
- private:
-  static constexpr size_t KEPT_FLOATS = 4 << 20;
-  std::vector<float> memory_;
-  size_t taken_ = 0;
-};
 
 thread_local Scratch scratch;
 

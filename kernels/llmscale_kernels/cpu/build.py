@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -43,7 +44,8 @@ def build() -> list[Path]:
     if platform.machine() != "x86_64":
         return []
     folder().mkdir(parents=True, exist_ok=True)
-    return [_library(level) for level in LEVELS]
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_library, LEVELS))
 
 
 def _library(level: str) -> Path:

@@ -18,6 +18,7 @@ SIGNATURES = {
     "cross_entropy_forward": "p",
     "cross_entropy_backward": "p",
     "decode": "p",
+    "product": "p",
     "rms_norm_forward": "ppppppnnfii",
     "rms_norm_backward": "pppppppnnnii",
     "rotary": "p",
@@ -103,9 +104,23 @@ def choice() -> Choice:
     return Choice(library, f"C++ for {level}")
 
 
+@functools.cache
+def is_intel() -> bool:
+    return processor_vendor() == "GenuineIntel"
+
+
+def processor_vendor() -> str:
+    """As an x86 processor calls its maker; empty where it cannot be asked."""
+    return _said_of_the_processor("vendor_id")
+
+
 def _processor_flags() -> set[str]:
+    return set(_said_of_the_processor("flags").split())
+
+
+def _said_of_the_processor(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set()
-    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")

@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 // The body for the type of the tensors: T is float or bfloat16 in it.
 #define FOR_TYPE(is_bfloat16, ...)     \
@@ -52,11 +55,16 @@ inline void store(float* to, Vector vector) { std::memcpy(to, &vector, sizeof ve
 
 // To the nearest, ties to even, as torch rounds. Not a number stays none.
 inline void store(bfloat16* to, Vector vector) {
+#if defined(__AVX512BF16__)
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)vector);  // what is below the normal numbers becomes 0
+  std::memcpy(to, &halves, sizeof halves);
+#else
   Integers bits = (Integers)vector;
   Integers rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   rounded = vector == vector ? rounded : (bits >> 16) | 0x40;
   Halves halves = __builtin_convertvector(rounded, Halves);
   std::memcpy(to, &halves, sizeof halves);
+#endif
 }
 
 // The first `count` elements, of which there may be less than a vector; `beyond` in the other lanes.

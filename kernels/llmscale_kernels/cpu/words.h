@@ -5,9 +5,6 @@
 #include <type_traits>
 
 #include "vector.h"
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
 
 namespace llmscale {
 

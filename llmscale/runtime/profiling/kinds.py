@@ -42,6 +42,7 @@ FUNCTIONS: dict[str, Kind] = {
 OPERATIONS: dict[Kind, str] = {
     "matrix products": (
         "mm addmm bmm baddbmm mv addmv matmul linear linear_pointwise mkl_linear mkldnn_linear scaled_mm"
+        " product"
     ),
     "attention": "attention decode",
     "norms": "layer_norm native_layer_norm rms_norm fused_rms_norm",

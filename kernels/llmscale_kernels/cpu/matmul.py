@@ -1,0 +1,96 @@
+"""Products of matrices by cpu/matmul.cpp.
+
+Each element is summed in one order, so that it depends neither on the number of threads nor on what other
+rows there are.
+"""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from llmscale_kernels.cpu.library import choice, is_intel, run, type_and_threads
+
+LEAST_COLUMNS = 16
+"""Of a product, and as many that are summed over: with fewer, registers stay empty."""
+ELEMENTS_OF_A_SUM = 64
+"""A product takes as long as this part of its multiplications in other operations."""
+
+
+LEVELS = {torch.float32: ("x86-64-v4", "x86-64-v4-bf16"), torch.bfloat16: ("x86-64-v4-bf16",)}
+"""Of processors, as `build.LEVELS` calls them, that the kernel is for."""
+
+
+def is_quicker(dtype: torch.dtype) -> bool:
+    """Whether it is than the libraries of torch on this processor: on those that are not Intel's, where
+    it runs. Measured on an AMD EPYC (Zen 4)."""
+    return runs(dtype) and not is_intel()
+
+
+@functools.cache
+def runs(dtype: torch.dtype) -> bool:
+    """Whether the kernel is built, and this processor has what it needs."""
+    library = choice().library
+    return library is not None and library.stem in LEVELS.get(dtype, ())
+
+
+def fits(left: Tensor, right: Tensor, left_is_transposed: bool = False) -> bool:
+    """Whether `multiply` takes matrices whose last dimensions are contiguous.
+
+    Args:
+        left, right: as they are in memory.
+    """
+    if left.device.type != "cpu" or not runs(left.dtype) or right.dtype != left.dtype:
+        return False
+    if min(*left.shape, *right.shape) < LEAST_COLUMNS:
+        return False
+    # Two bfloat16 are a word of the processor's, along what is summed over.
+    is_whole = left_is_transposed or left.dtype == torch.float32 or not (left.shape[-1] | left.stride(-2)) % 2
+    return is_whole and left.stride(-1) == right.stride(-1) == 1
+
+
+def multiply(
+    left: Tensor,
+    right: Tensor,
+    result: Tensor,
+    left_is_transposed: bool = False,
+    right_is_transposed: bool = False,
+    is_added: bool = False,
+) -> Tensor:
+    """`result` = or += `left` · `right`, two matrices that `fits` is true of; returns it.
+
+    Args:
+        result: of their dtype or float32, its last dimension contiguous.
+    """
+    rows, columns = result.shape
+    inner = left.shape[0] if left_is_transposed else left.shape[1]
+    _, threads = type_and_threads(result, rows * columns * inner // ELEMENTS_OF_A_SUM)
+    call = _Call(
+        **{name: tensor.data_ptr() for name, tensor in zip(_MATRICES, (left, right, result))},
+        **{"rows": rows, "columns": columns, "inner": inner},
+        **{f"{name}_stride": tensor.stride(0) for name, tensor in zip(_MATRICES, (left, right, result))},
+        left_is_transposed=left_is_transposed,
+        right_is_transposed=right_is_transposed,
+        is_added=is_added,
+        is_bfloat16=left.dtype == torch.bfloat16,
+        result_is_float=result.dtype == torch.float32,
+        threads=threads,
+    )
+    run("product", ctypes.byref(call))
+    return result
+
+
+_MATRICES = ("left", "right", "result")
+
+
+class _Call(ctypes.Structure):
+    """`ProductCall` of matmul.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _MATRICES),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "inner")),
+        *((f"{name}_stride", ctypes.c_int64) for name in _MATRICES),
+        *((name, ctypes.c_int32) for name in ("left_is_transposed", "right_is_transposed", "is_added")),
+        *((name, ctypes.c_int32) for name in ("is_bfloat16", "result_is_float", "threads")),
+    ]
