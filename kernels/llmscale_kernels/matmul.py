@@ -6,8 +6,8 @@ as well, is quicker than MKL at two of three: on four cores of an AMD EPYC (Zen 
 third, the gradient of a weight, oneDNN gets only with copies, so it stays MKL's, but cut into one product a
 thread: MKL shares a single one out badly there. Everything else is torch's own choice.
 
-Which library computes depends on the processor, the type and the shape, never on a measurement: a run that
-goes on has to compute what it would have.
+Which library computes depends on the processor, the number of threads, the type and the shape, never on a
+measurement: a run that goes on has to compute what it would have.
 
 Shapes: X any leading sizes, T all of them, I features in, O features out.
 """
@@ -22,9 +22,9 @@ from llmscale_kernels.cpu.library import is_intel, processor_vendor
 
 LEAST_ROWS = 32
 """With fewer, oneDNN's copy of the weight into its own order costs more than it brings."""
-LEAST_ROWS_OF_OUR_OWN = 2048
-"""With fewer, ours does, in bfloat16."""
-LEAST_OUTPUTS_OF_OUR_OWN = 768
+ROWS_OF_A_THREAD = 512
+"""With fewer, ours does."""
+OUTPUTS_OF_A_THREAD = 192
 """With fewer, neither does the copy of both factors of a weight's gradient."""
 LEAST_OF_A_THREAD = 64
 """Rows of a weight's gradient that are worth a product of their own."""
@@ -33,7 +33,7 @@ LEAST_OF_A_THREAD = 64
 def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
     """`input @ weight.T`, [X, O]. No gradient: for autograd functions."""
     input_TI = input_XI.flatten(0, -2)
-    if len(input_TI) >= LEAST_ROWS_OF_OUR_OWN and is_own(input_TI, weight_OI):
+    if len(input_TI) >= ROWS_OF_A_THREAD * torch.get_num_threads() and is_own(input_TI, weight_OI):
         output_TO = input_TI.new_empty(len(input_TI), len(weight_OI))
         cpu.multiply(input_TI, weight_OI, output_TO, right_is_transposed=True)
         return output_TO.view(*input_XI.shape[:-1], -1)
@@ -45,7 +45,7 @@ def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
 def input_gradient(gradient_XO: Tensor, weight_OI: Tensor) -> Tensor:
     """`gradient @ weight`, [X, I]."""
     gradient_TO = gradient_XO.flatten(0, -2)
-    if len(gradient_TO) >= LEAST_ROWS_OF_OUR_OWN and is_own(gradient_TO, weight_OI):
+    if len(gradient_TO) >= ROWS_OF_A_THREAD * torch.get_num_threads() and is_own(gradient_TO, weight_OI):
         result_TI = gradient_TO.new_empty(len(gradient_TO), weight_OI.shape[1])
         return cpu.multiply(gradient_TO, weight_OI, result_TI).view(*gradient_XO.shape[:-1], -1)
     if uses_onednn(gradient_XO):
@@ -61,7 +61,8 @@ def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | Non
     """
     gradient_TO, input_TI = gradient_XO.flatten(0, -2), input_XI.flatten(0, -2)
     outputs, threads = gradient_TO.shape[-1], torch.get_num_threads()
-    if outputs >= LEAST_OUTPUTS_OF_OUR_OWN and is_own(gradient_TO, input_TI, left_is_transposed=True):
+    is_large = outputs >= OUTPUTS_OF_A_THREAD * threads
+    if is_large and is_own(gradient_TO, input_TI, left_is_transposed=True):
         is_added = onto_OI is not None
         result_OI = onto_OI if is_added else gradient_TO.new_empty(outputs, input_TI.shape[-1])
         return cpu.multiply(gradient_TO, input_TI, result_OI, left_is_transposed=True, is_added=is_added)

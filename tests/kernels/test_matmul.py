@@ -32,7 +32,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(matmul, "library", lambda dtype: request.param)
     monkeypatch.setattr(matmul, "onednn_is_quicker", lambda: request.param == "oneDNN")
-    for name in ("LEAST_ROWS_OF_OUR_OWN", "LEAST_OUTPUTS_OF_OUR_OWN"):
+    for name in ("ROWS_OF_A_THREAD", "OUTPUTS_OF_A_THREAD"):
         monkeypatch.setattr(matmul, name, 1)
     return request.param
 
