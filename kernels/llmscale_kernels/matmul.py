@@ -23,20 +23,21 @@ from llmscale_kernels.cpu.library import is_intel, processor_vendor
 LEAST_ROWS = 32
 """With fewer, oneDNN's copy of the weight into its own order costs more than it brings."""
 ROWS_OF_A_THREAD = 512
-"""With fewer, ours does."""
+"""From which on our kernel's copy of the weight into its own order is paid for by what it brings."""
 OUTPUTS_OF_A_THREAD = 192
-"""With fewer, neither does the copy of both factors of a weight's gradient."""
+"""From which on that is so of its copies of both factors of a weight's gradient."""
 LEAST_OF_A_THREAD = 64
 """Rows of a weight's gradient that are worth a product of their own."""
 
 
 def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
     """`input @ weight.T`, [X, O]. No gradient: for autograd functions."""
-    input_TI = input_XI.flatten(0, -2)
-    if len(input_TI) >= ROWS_OF_A_THREAD * torch.get_num_threads() and is_own(input_TI, weight_OI):
-        output_TO = input_TI.new_empty(len(input_TI), len(weight_OI))
-        cpu.multiply(input_TI, weight_OI, output_TO, right_is_transposed=True)
-        return output_TO.view(*input_XI.shape[:-1], -1)
+    if has_rows_for_our_own(input_XI):
+        input_TI = input_XI.flatten(0, -2)
+        if cpu.fits(input_TI, weight_OI, right_is_transposed=True):
+            output_XO = input_XI.new_empty(*input_XI.shape[:-1], len(weight_OI))
+            cpu.multiply(input_TI, weight_OI, output_XO.flatten(0, -2), right_is_transposed=True)
+            return output_XO
     if uses_onednn(input_XI):
         return _onednn(input_XI, weight_OI)
     return torch.matmul(input_XI, weight_OI.t())
@@ -44,10 +45,12 @@ def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
 
 def input_gradient(gradient_XO: Tensor, weight_OI: Tensor) -> Tensor:
     """`gradient @ weight`, [X, I]."""
-    gradient_TO = gradient_XO.flatten(0, -2)
-    if len(gradient_TO) >= ROWS_OF_A_THREAD * torch.get_num_threads() and is_own(gradient_TO, weight_OI):
-        result_TI = gradient_TO.new_empty(len(gradient_TO), weight_OI.shape[1])
-        return cpu.multiply(gradient_TO, weight_OI, result_TI).view(*gradient_XO.shape[:-1], -1)
+    if has_rows_for_our_own(gradient_XO):
+        gradient_TO = gradient_XO.flatten(0, -2)
+        if cpu.fits(gradient_TO, weight_OI):
+            result_XI = gradient_XO.new_empty(*gradient_XO.shape[:-1], weight_OI.shape[1])
+            cpu.multiply(gradient_TO, weight_OI, result_XI.flatten(0, -2))
+            return result_XI
     if uses_onednn(gradient_XO):
         return _onednn(gradient_XO, weight_OI.t())
     return torch.matmul(gradient_XO, weight_OI)
@@ -57,12 +60,13 @@ def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | Non
     """`gradient.T @ input` over all leading sizes, [O, I].
 
     Args:
-        onto_OI: what it is added to in place, and returned; of the same type or float32, contiguous.
+        onto_OI: what it is added to in place, and returned; contiguous.
     """
     gradient_TO, input_TI = gradient_XO.flatten(0, -2), input_XI.flatten(0, -2)
     outputs, threads = gradient_TO.shape[-1], torch.get_num_threads()
-    is_large = outputs >= OUTPUTS_OF_A_THREAD * threads
-    if is_large and is_own(gradient_TO, input_TI, left_is_transposed=True):
+    is_large = outputs >= OUTPUTS_OF_A_THREAD * threads and library(gradient_TO.dtype) == "llmscale"
+    is_sum_of_it = onto_OI is None or onto_OI.dtype in (gradient_TO.dtype, torch.float32)
+    if is_large and is_sum_of_it and cpu.fits(gradient_TO, input_TI, left_is_transposed=True):
         is_added = onto_OI is not None
         result_OI = onto_OI if is_added else gradient_TO.new_empty(outputs, input_TI.shape[-1])
         return cpu.multiply(gradient_TO, input_TI, result_OI, left_is_transposed=True, is_added=is_added)
@@ -81,9 +85,11 @@ def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | Non
     return torch.bmm(parts_POT, inputs_PTI).view(outputs, -1)
 
 
-def is_own(left: Tensor, right: Tensor, left_is_transposed: bool = False) -> bool:
-    """Whether `cpu/matmul.py` multiplies these, if they are large."""
-    return library(left.dtype) == "llmscale" and cpu.fits(left, right, left_is_transposed)
+def has_rows_for_our_own(input_XI: Tensor) -> bool:
+    """Whether products of this tensor as the input are our own here, if they fit it."""
+    size = input_XI.shape[-1]
+    has_rows = input_XI.numel() >= ROWS_OF_A_THREAD * torch.get_num_threads() * size > 0
+    return has_rows and input_XI.device.type == "cpu" and library(input_XI.dtype) == "llmscale"
 
 
 def uses_onednn(input_XI: Tensor) -> bool:
@@ -95,8 +101,8 @@ def uses_onednn(input_XI: Tensor) -> bool:
 
 def differs_from_torch(input_XI: Tensor) -> bool:
     """Whether any product of a layer with this input may be another than torch's."""
-    is_own = input_XI.device.type == "cpu" and library(input_XI.dtype) == "llmscale"
-    return is_own or uses_onednn(input_XI)
+    may_be_own = input_XI.device.type == "cpu" and library(input_XI.dtype) == "llmscale"
+    return may_be_own or uses_onednn(input_XI)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from llmscale_kernels import matmul
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear as MegatronColumnParallelLinear
 from megatron.core.tensor_parallel.layers import RowParallelLinear as MegatronRowParallelLinear
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from llmscale.parallel.partial import sum_gradient
@@ -23,11 +24,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input_SBI: Tensor, weight_OI: Tensor, summing: ProcessGroup | None) -> Tensor:
-        ctx.save_for_backward(input_SBI, weight_OI)
+        # Where the weight is frozen nobody needs the input.
+        ctx.save_for_backward(input_SBI if ctx.needs_input_grad[1] else None, weight_OI)
         ctx.summing = summing
         return matmul.product(input_SBI, weight_OI)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         input_SBI, weight_OI = ctx.saved_tensors
         gradient_SBO = gradients[0].contiguous()

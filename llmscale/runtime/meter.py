@@ -12,7 +12,7 @@ import torch
 from llmscale_kernels import matmul
 
 MATRIX_SIZES = (512, 1024, 1536)
-"""Square products that a CPU's peak is looked for with; the best counts."""
+"""Of square weights that a CPU's peak is looked for with; the best counts."""
 MEASURE_SECONDS = 0.1
 """How long each size is repeated."""
 
@@ -106,7 +106,8 @@ def measured_peak(dtype: torch.dtype) -> float:
 
 
 def _rate(size: int, dtype: torch.dtype) -> float:
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    rows = max(size, matmul.ROWS_OF_A_THREAD * torch.get_num_threads())  # large enough for any library
+    left, right = torch.randn(rows, size).to(dtype), torch.randn(size, size).to(dtype)
     matmul.product(left, right)
     best = 0.0
     deadline = time.perf_counter() + MEASURE_SECONDS
@@ -114,7 +115,7 @@ def _rate(size: int, dtype: torch.dtype) -> float:
         began = time.perf_counter()
         matmul.product(left, right)
         ended = time.perf_counter()
-        best = max(best, 2 * size**3 / (ended - began))
+        best = max(best, 2 * rows * size**2 / (ended - began))
         if ended > deadline:
             return best
 

@@ -1,5 +1,6 @@
 """The products of linear layers, whoever computes them here, against torch in float64."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -76,7 +77,7 @@ def test_all_three_products(
     "sizes", [(32, 16, 16), (37, 18, 49), (300, 130, 100), (65, 96, 95), (64, 200_000, 100)]
 )
 def test_our_own_depends_on_no_other_row_and_on_no_number_of_threads(
-    sizes: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
     """Rows, inner and columns, in each of the orders in memory, with rows that lie apart; the last one takes
     its right factor in several groups."""
@@ -92,10 +93,10 @@ def test_our_own_depends_on_no_other_row_and_on_no_number_of_threads(
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            for left_is_transposed, right_is_transposed in ((False, False), (False, True), (True, False)):
+            for left_is_transposed, right_is_transposed in itertools.product((False, True), repeat=2):
                 given = left.t().contiguous() if left_is_transposed else left
                 other = right.t().contiguous() if right_is_transposed else right
-                assert cpu.fits(given, other, left_is_transposed)
+                assert cpu.fits(given, other, left_is_transposed, right_is_transposed)
                 result = torch.full((rows, columns + 5), 7.0)[:, :columns]
                 results.append(cpu.multiply(given, other, result, left_is_transposed, right_is_transposed))
     finally:
@@ -106,16 +107,52 @@ def test_our_own_depends_on_no_other_row_and_on_no_number_of_threads(
     assert torch.equal(few, results[0][8:25])
 
 
+class Wrapped(Tensor):
+    """Of which nobody knows what its memory holds."""
+
+
 def test_what_does_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    odd, even = torch.ones(64, 33, dtype=torch.bfloat16), torch.ones(64, 32, dtype=torch.bfloat16)
-    assert not cpu.fits(odd, odd)  # the last of 33 has no other one
-    assert cpu.fits(even, even) == cpu.runs(torch.bfloat16) == cpu.fits(odd, odd, left_is_transposed=True)
-    assert not cpu.fits(even, even.float()) and not cpu.fits(even.double(), even.double())
-    assert not cpu.fits(torch.ones(64, 32)[:, ::2], torch.ones(64, 16))
-    assert not cpu.fits(torch.ones(64, 8), torch.ones(64, 8))
-    assert not cpu.fits(torch.ones(64, 32, device="meta"), torch.ones(64, 32, device="meta"))
+    def ones(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.ones(shape, dtype=dtype)
+
+    has_kernel = cpu.runs(torch.bfloat16)
+    assert cpu.fits(ones(64, 32), ones(32, 48)) == has_kernel
+    assert cpu.fits(ones(64, 32), ones(48, 32), right_is_transposed=True) == has_kernel
+    assert cpu.fits(ones(33, 64), ones(33, 48), left_is_transposed=True) == has_kernel
+    # Of 33 bfloat16 the last one has no other; a row of 33 begins within a word.
+    assert not cpu.fits(ones(64, 33), ones(33, 48))
+    assert not cpu.fits(ones(64, 32), ones(48, 33)[:, :32], right_is_transposed=True)
+    assert not cpu.fits(ones(64, 33)[:, :32], ones(32, 48))
+    assert not cpu.fits(ones(33, 64), ones(48, 33), left_is_transposed=True, right_is_transposed=True)
+    assert not cpu.fits(ones(64, 32), ones(64, 32))  # no product
+    assert not cpu.fits(ones(64, 32), ones(32, 48).float())
+    assert not cpu.fits(ones(64, 32).double(), ones(32, 48).double())
+    assert not cpu.fits(ones(64, 32)[:, ::2], ones(16, 32))
+    assert not cpu.fits(ones(64, 8), ones(8, 64))
+    assert not cpu.fits(ones(64, 32).to("meta"), ones(32, 48).to("meta"))
+    assert cpu.fits(torch.nn.Parameter(ones(64, 32)), ones(32, 48)) == has_kernel
+    assert not cpu.fits(ones(64, 32).as_subclass(Wrapped), ones(32, 48))
     monkeypatch.setattr(cpu, "is_intel", lambda: True)
     assert not cpu.is_quicker(torch.float32) and not cpu.is_quicker(torch.bfloat16)
+
+
+def test_sizes_that_do_not_match_are_told(library: str) -> None:
+    with pytest.raises(RuntimeError):
+        matmul.product(torch.ones(64, 16), torch.ones(48, 32))
+    with pytest.raises(RuntimeError):
+        matmul.weight_gradient(torch.ones(64, 48), torch.ones(32, 16))
+    with pytest.raises(RuntimeError):
+        matmul.input_gradient(torch.ones(64, 16), torch.ones(32, 48))
+
+
+def test_leading_sizes_stay(library: str) -> None:
+    input_XI, weight_OI, gradient_XO = tensors((8, 16), 32, 48, torch.float32)
+    products = matmul.product(input_XI, weight_OI), matmul.input_gradient(gradient_XO, weight_OI)
+    assert [tuple(found.shape) for found in products] == [(8, 16, 48), (8, 16, 32)]
+    if library != "oneDNN":  # Autograd functions may return them: they are no views.
+        assert not any(found._is_view() for found in products)
+    of_one_O = matmul.product(input_XI[0, 0], weight_OI)
+    torch.testing.assert_close(of_one_O, input_XI[0, 0] @ weight_OI.T)
 
 
 def test_large_products_alone_are_asked_of_another_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,8 +142,8 @@ class Multiplication {
  public:
   explicit Multiplication(const ProductCall& call)
       : call_(call), words_(up(call.inner, WIDTH<Word>) / WIDTH<Word>), panel_(words_ * COLUMNS) {
-    // Of the second size only where each thread has work: half as much reading of the panels.
     panels_ = up(call.columns, COLUMNS) / COLUMNS;
+    // Large units only where each thread gets several: the panels are read half as often.
     is_long_ = call.rows >= UNIT_ROWS * UNITS_OF_A_THREAD * call.threads;
   }
 
@@ -152,12 +152,15 @@ class Multiplication {
     shared_memory.reserve(in_group * panel_);
     Word* memory = shared_memory.take<Word>(in_group * panel_);
 #pragma omp parallel num_threads(call_.threads)
-    for (int64_t first = 0; first < panels_; first += in_group) {
-      const int64_t end = std::min(first + in_group, panels_);
+    {
+      for (int64_t first = 0; first < panels_; first += in_group) {
+        const int64_t end = std::min(first + in_group, panels_);
 #pragma omp for schedule(static)
-      for (int64_t panel = first; panel < end; ++panel) lay_panel(panel, memory + (panel - first) * panel_);
+        for (int64_t panel = first; panel < end; ++panel) lay_panel(panel, memory + (panel - first) * panel_);
 #pragma omp for schedule(dynamic)
-      for (int64_t row = 0; row < call_.rows; row += unit_rows()) multiply_rows(row, first, end, memory);
+        for (int64_t row = 0; row < call_.rows; row += unit_rows()) multiply_rows(row, first, end, memory);
+      }
+      own_memory.give_back();
     }
     shared_memory.give_back();
   }
@@ -184,13 +187,17 @@ class Multiplication {
   void multiply_rows(int64_t first_row, int64_t first_panel, int64_t end_panel, const Word* panels) const {
     const int64_t end_row = std::min(first_row + unit_rows(), call_.rows);
     const int64_t strip = words_ * ROWS + LANES;  // a line more: else all of them began in the same set of a cache
-    own_memory.reserve(strip * unit_rows() / ROWS);
-    Word* strips = own_memory.take<Word>(strip * unit_rows() / ROWS);
+    const bool ends_in_part = (end_row - first_row) % ROWS != 0;
+    const int64_t words = call_.left_is_transposed ? strip * unit_rows() / ROWS : ends_in_part ? words_ * ROWS : 0;
+    own_memory.reserve(words);
+    Word* strips = own_memory.take<Word>(words);
     const T* left = (const T*)call_.left;
     const Word* left_words = (const Word*)left;
     const int64_t stride = call_.left_stride / WIDTH<Word>;
     if (call_.left_is_transposed)
       lay_rows<ROWS>(left + first_row, call_.left_stride, call_.inner, end_row - first_row, strip, strips);
+    else if (ends_in_part)
+      lay_last(left_words + (end_row - (end_row - first_row) % ROWS) * stride, (end_row - first_row) % ROWS, strips);
     alignas(64) float tile[ROWS * COLUMNS];
     for (int64_t panel = first_panel; panel < end_panel; ++panel, panels += panel_) {
       const int64_t first = first_column(panel), columns = first_column(panel + 1) - first;
@@ -205,8 +212,7 @@ class Multiplication {
         else if (rows == ROWS)
           multiply_columns(columns, words_, left_words + row * stride, stride, 1, panels, tile);
         else
-          multiply_columns(columns, words_, with_empty_rows(left_words + row * stride, rows, strips), words_, 1, panels,
-                           tile);
+          multiply_columns(columns, words_, strips, words_, 1, panels, tile);
         put(tile, rows, columns, call_.is_added, result, call_.result_stride);
       }
     }
@@ -224,12 +230,11 @@ class Multiplication {
         __builtin_prefetch(from + r * call_.left_stride / WIDTH<Word> + w, 0, 2);
   }
 
-  // The last rows, as many as a tile has.
-  const Word* with_empty_rows(const Word* from, int64_t rows, Word* to) const {
+  // The last rows, and empty ones: as many as a tile has.
+  void lay_last(const Word* from, int64_t rows, Word* to) const {
     for (int64_t r = 0; r < ROWS; ++r)
       for (int64_t w = 0; w < words_; ++w)
         to[r * words_ + w] = r < rows ? from[r * call_.left_stride / WIDTH<Word> + w] : Word{};
-    return to;
   }
 
   const ProductCall& call_;

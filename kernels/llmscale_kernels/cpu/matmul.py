@@ -9,22 +9,21 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from llmscale_kernels.cpu.library import choice, is_intel, run, type_and_threads
 
-LEAST_COLUMNS = 16
-"""Of a product, and as many that are summed over: with fewer, registers stay empty."""
-ELEMENTS_OF_A_SUM = 64
-"""A product takes as long as this part of its multiplications in other operations."""
-
-
+LEAST_SIZE = 16
+"""Of either matrix in either direction: with less, registers stay empty."""
+MULTIPLICATIONS_OF_AN_ELEMENT = 64
+"""That take about as long as one element does in other operations."""
 LEVELS = {torch.float32: ("x86-64-v4", "x86-64-v4-bf16"), torch.bfloat16: ("x86-64-v4-bf16",)}
 """Of processors, as `build.LEVELS` calls them, that the kernel is for."""
 
 
 def is_quicker(dtype: torch.dtype) -> bool:
-    """Whether it is than the libraries of torch on this processor: on those that are not Intel's, where
-    it runs. Measured on an AMD EPYC (Zen 4)."""
+    """Whether the kernel is quicker than the libraries of torch on this processor: on those that are not
+    Intel's, where it runs. Measured on an AMD EPYC (Zen 4)."""
     return runs(dtype) and not is_intel()
 
 
@@ -35,19 +34,27 @@ def runs(dtype: torch.dtype) -> bool:
     return library is not None and library.stem in LEVELS.get(dtype, ())
 
 
-def fits(left: Tensor, right: Tensor, left_is_transposed: bool = False) -> bool:
-    """Whether `multiply` takes matrices whose last dimensions are contiguous.
+def fits(
+    left: Tensor, right: Tensor, left_is_transposed: bool = False, right_is_transposed: bool = False
+) -> bool:
+    """Whether `multiply` takes these two matrices; False, too, where they have no product.
 
     Args:
         left, right: as they are in memory.
     """
-    if left.device.type != "cpu" or not runs(left.dtype) or right.dtype != left.dtype:
+    if type(left) not in _WITH_MEMORY or type(right) not in _WITH_MEMORY or left.device.type != "cpu":
         return False
-    if min(*left.shape, *right.shape) < LEAST_COLUMNS:
+    if not runs(left.dtype) or right.dtype != left.dtype or min(*left.shape, *right.shape) < LEAST_SIZE:
+        return False
+    inner = left.shape[0 if left_is_transposed else 1]
+    if inner != right.shape[1 if right_is_transposed else 0] or not left.stride(1) == right.stride(1) == 1:
         return False
     # Two bfloat16 are a word of the processor's, along what is summed over.
-    is_whole = left_is_transposed or left.dtype == torch.float32 or not (left.shape[-1] | left.stride(-2)) % 2
-    return is_whole and left.stride(-1) == right.stride(-1) == 1
+    along = [
+        *(() if left_is_transposed else (inner, left.stride(0))),
+        *((inner, right.stride(0)) if right_is_transposed else ()),
+    ]
+    return left.dtype == torch.float32 or all(number % 2 == 0 for number in along)
 
 
 def multiply(
@@ -63,9 +70,11 @@ def multiply(
     Args:
         result: of their dtype or float32, its last dimension contiguous.
     """
-    rows, columns = result.shape
-    inner = left.shape[0] if left_is_transposed else left.shape[1]
-    _, threads = type_and_threads(result, rows * columns * inner // ELEMENTS_OF_A_SUM)
+    rows, columns = left.shape[1 if left_is_transposed else 0], right.shape[0 if right_is_transposed else 1]
+    inner = left.shape[0 if left_is_transposed else 1]
+    assert result.shape == (rows, columns) and result.stride(1) == 1
+    assert result.dtype in (left.dtype, torch.float32)
+    _, threads = type_and_threads(result, rows * columns * inner // MULTIPLICATIONS_OF_AN_ELEMENT)
     call = _Call(
         **{name: tensor.data_ptr() for name, tensor in zip(_MATRICES, (left, right, result))},
         **{"rows": rows, "columns": columns, "inner": inner},
@@ -81,6 +90,8 @@ def multiply(
     return result
 
 
+_WITH_MEMORY = (Tensor, Parameter)
+"""Their subclasses may have none of their own."""
 _MATRICES = ("left", "right", "result")
 
 

@@ -53,10 +53,11 @@ inline Vector load(const bfloat16* from) {
 
 inline void store(float* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
 
-// To the nearest, ties to even, as torch rounds. Not a number stays none.
+// To the nearest, ties to even, as torch rounds. Not a number stays none. Where the processor does it, what is below
+// the normal numbers becomes 0.
 inline void store(bfloat16* to, Vector vector) {
 #if defined(__AVX512BF16__)
-  const __m256bh halves = _mm512_cvtneps_pbh((__m512)vector);  // what is below the normal numbers becomes 0
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)vector);
   std::memcpy(to, &halves, sizeof halves);
 #else
   Integers bits = (Integers)vector;
