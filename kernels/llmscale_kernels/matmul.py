@@ -87,9 +87,9 @@ def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | Non
 
 def has_rows_for_our_own(input_XI: Tensor) -> bool:
     """Whether products of this tensor as the input are our own here, if they fit it."""
-    size = input_XI.shape[-1]
-    has_rows = input_XI.numel() >= ROWS_OF_A_THREAD * torch.get_num_threads() * size > 0
-    return has_rows and input_XI.device.type == "cpu" and library(input_XI.dtype) == "llmscale"
+    if input_XI.dim() < 2 or input_XI.device.type != "cpu" or library(input_XI.dtype) != "llmscale":
+        return False
+    return input_XI.numel() >= ROWS_OF_A_THREAD * torch.get_num_threads() * input_XI.shape[-1] > 0
 
 
 def uses_onednn(input_XI: Tensor) -> bool:

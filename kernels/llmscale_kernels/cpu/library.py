@@ -2,13 +2,14 @@
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
+from torch._C._profiler import _RecordFunctionFast  # torch.profiler's record_function takes no tensors
 
 from llmscale_kernels.cpu import build
 
@@ -50,13 +51,17 @@ LEAST_OF_THREADS = 1 << 15
 """Elements that are worth waking the other threads for."""
 
 
-def run(name: str, *arguments: Any) -> None:
-    """Call one of `SIGNATURES` for tensors that there are kernels for. Profilers see it by its name."""
+def run(name: str, *arguments: Any, inputs: Sequence[Tensor] = ()) -> None:
+    """Call one of `SIGNATURES` for tensors that there are kernels for. Profilers see it by its name.
+
+    Args:
+        inputs: whose shapes they see, too.
+    """
     library = loaded()
     assert library is not None
     function = getattr(library, name)
     if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
-        with record_function(f"llmscale::{name.removesuffix('_forward')}"):
+        with _RecordFunctionFast(f"llmscale::{name.removesuffix('_forward')}", list(inputs)):
             function(*arguments)
     else:
         function(*arguments)

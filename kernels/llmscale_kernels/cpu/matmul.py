@@ -86,7 +86,7 @@ def multiply(
         result_is_float=result.dtype == torch.float32,
         threads=threads,
     )
-    run("product", ctypes.byref(call))
+    run("product", ctypes.byref(call), inputs=(left, right))
     return result
 
 
