@@ -26,12 +26,15 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "pipeline 4": {"pipeline": 4},
     "tensor 2 × pipeline 2": {"tensor": 2, "pipeline": 2},
 }
+QUICK = ("1 rank × 4 threads", "data 4", "tensor 2 × data 2", "pipeline 2 × data 2")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="the smallest model, one short round: does it run at all"
+        "--quick",
+        action="store_true",
+        help="the smallest model, one layout of each kind, one short round: does it run at all",
     )
     parser.add_argument("--preset", default="llama_32m")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
@@ -39,7 +42,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     preset, rounds, seconds = ("llama_6m", 1, 0.5) if options.quick else (options.preset, options.rounds, 8.0)
-    contenders = [contender(name, preset, options.precision, seconds) for name in LAYOUTS]
+    layouts = QUICK if options.quick else tuple(LAYOUTS)
+    contenders = [contender(name, preset, options.precision, seconds) for name in layouts]
     results: dict[str, Any] = {"machine": machine(), "preset": preset, "precision": options.precision}
     results["rows"] = rows = summary(run_rounds(contenders, rounds))
     results["machine"]["load_after"] = os.getloadavg()[0]
