@@ -32,12 +32,9 @@ LEAST_OF_A_THREAD = 64
 
 def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
     """`input @ weight.T`, [X, O]. No gradient: for autograd functions."""
-    if has_rows_for_our_own(input_XI):
-        input_TI = input_XI.flatten(0, -2)
-        if cpu.fits(input_TI, weight_OI, right_is_transposed=True):
-            output_XO = input_XI.new_empty(*input_XI.shape[:-1], len(weight_OI))
-            cpu.multiply(input_TI, weight_OI, output_XO.flatten(0, -2), right_is_transposed=True)
-            return output_XO
+    output_XO = _our_own(input_XI, weight_OI, right_is_transposed=True)
+    if output_XO is not None:
+        return output_XO
     if uses_onednn(input_XI):
         return _onednn(input_XI, weight_OI)
     return torch.matmul(input_XI, weight_OI.t())
@@ -45,12 +42,9 @@ def product(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
 
 def input_gradient(gradient_XO: Tensor, weight_OI: Tensor) -> Tensor:
     """`gradient @ weight`, [X, I]."""
-    if has_rows_for_our_own(gradient_XO):
-        gradient_TO = gradient_XO.flatten(0, -2)
-        if cpu.fits(gradient_TO, weight_OI):
-            result_XI = gradient_XO.new_empty(*gradient_XO.shape[:-1], weight_OI.shape[1])
-            cpu.multiply(gradient_TO, weight_OI, result_XI.flatten(0, -2))
-            return result_XI
+    result_XI = _our_own(gradient_XO, weight_OI, right_is_transposed=False)
+    if result_XI is not None:
+        return result_XI
     if uses_onednn(gradient_XO):
         return _onednn(gradient_XO, weight_OI.t())
     return torch.matmul(gradient_XO, weight_OI)
@@ -83,13 +77,6 @@ def weight_gradient(gradient_XO: Tensor, input_XI: Tensor, onto_OI: Tensor | Non
         onto_OI.view(threads, -1, onto_OI.shape[-1]).baddbmm_(parts_POT, inputs_PTI)
         return onto_OI
     return torch.bmm(parts_POT, inputs_PTI).view(outputs, -1)
-
-
-def has_rows_for_our_own(input_XI: Tensor) -> bool:
-    """Whether products of this tensor as the input are our own here, if they fit it."""
-    if input_XI.dim() < 2 or input_XI.device.type != "cpu" or library(input_XI.dtype) != "llmscale":
-        return False
-    return input_XI.numel() >= ROWS_OF_A_THREAD * torch.get_num_threads() * input_XI.shape[-1] > 0
 
 
 def uses_onednn(input_XI: Tensor) -> bool:
@@ -127,6 +114,20 @@ def pack(weight_OI: Tensor, rows: int) -> Tensor | None:
 def packed_product(input_XI: Tensor, packed: Tensor) -> Tensor:
     """As `product`, of a weight that `pack` made. No gradient."""
     return _onednn(input_XI, packed)
+
+
+def _our_own(left_XI: Tensor, right: Tensor, right_is_transposed: bool) -> Tensor | None:
+    """`left @ right`, [X, O], with the right factor as it is in memory; None where it is another library's."""
+    if left_XI.dim() < 2 or left_XI.device.type != "cpu" or library(left_XI.dtype) != "llmscale":
+        return None
+    if left_XI.numel() < ROWS_OF_A_THREAD * torch.get_num_threads() * left_XI.shape[-1]:
+        return None
+    left_TI = left_XI.flatten(0, -2)
+    if not cpu.fits(left_TI, right, right_is_transposed=right_is_transposed):
+        return None
+    result_XO = left_XI.new_empty(*left_XI.shape[:-1], right.shape[0 if right_is_transposed else 1])
+    cpu.multiply(left_TI, right, result_XO.flatten(0, -2), right_is_transposed=right_is_transposed)
+    return result_XO
 
 
 def _onednn(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
