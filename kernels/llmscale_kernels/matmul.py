@@ -117,7 +117,7 @@ def packed_product(input_XI: Tensor, packed: Tensor) -> Tensor:
 
 
 def _our_own(left_XI: Tensor, right: Tensor, right_is_transposed: bool) -> Tensor | None:
-    """`left @ right`, [X, O], with the right factor as it is in memory; None where it is another library's."""
+    """`left @ right`, [X, O], the right factor as it is in memory; None where it is another library's."""
     if left_XI.dim() < 2 or left_XI.device.type != "cpu" or library(left_XI.dtype) != "llmscale":
         return None
     if left_XI.numel() < ROWS_OF_A_THREAD * torch.get_num_threads() * left_XI.shape[-1]:

@@ -186,3 +186,4 @@ def test_doctor_finds_this_installation_sound(repository: Path) -> None:
     assert "element-wise kernels" in result.stdout
     assert path_and_reason(torch.cuda.is_available()) in result.stdout
     assert "kernels for CPUs" in result.stdout and library.choice().reason in result.stdout
+    assert "float32 products" in result.stdout and "bfloat16 products" in result.stdout

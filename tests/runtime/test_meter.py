@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from llmscale_kernels import matmul
+from torch import Tensor
 
-from llmscale.runtime.meter import Meter, memory_bytes, peak_flops, table_peak
+from llmscale.runtime.meter import Meter, measured_peak, memory_bytes, peak_flops, table_peak
 
 CPU = torch.device("cpu")
 
@@ -42,6 +44,20 @@ def test_measured_peak_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert peak_flops(CPU, torch.float32) == first
     assert time.perf_counter() - began < 0.1
     assert first is not None and 1e9 < first < 1e14
+
+
+def test_peak_is_of_products_that_any_library_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else training, whose products are as large, might be quicker than the peak."""
+    rows: list[int] = []
+    true = matmul.product
+
+    def counted(input_XI: Tensor, weight_OI: Tensor) -> Tensor:
+        rows.append(len(input_XI))
+        return true(input_XI, weight_OI)
+
+    monkeypatch.setattr(matmul, "product", counted)
+    measured_peak(torch.float32)
+    assert min(rows) >= matmul.ROWS_OF_A_THREAD * torch.get_num_threads()
 
 
 @pytest.mark.parametrize(
