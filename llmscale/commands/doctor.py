@@ -182,7 +182,7 @@ def products() -> Iterator[Row]:
 
     maker = processor_vendor() or "a maker that is not known"
     paths = {
-        "llmscale": "llmscale's own, quicker than MKL and oneDNN",
+        "llmscale": "large ones by llmscale's own kernel, quicker than MKL and oneDNN",
         "oneDNN": "oneDNN, quicker than MKL",
         "torch": "torch's own choice",
     }
